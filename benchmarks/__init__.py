@@ -1,0 +1,1 @@
+"""marginface beside what its user would otherwise pick, measured in one run."""

@@ -1,0 +1,163 @@
+"""What every experiment shares: the data, the network and the schedule that a variant chooses.
+
+A variant stands behind the file name, e.g. experiments/arcface_regular.py:data=lfw,dim=256.
+
+    data=synthetic   the embedded faces, nothing to download (default; under 5 minutes on 2 cores)
+    data=lfw         LFW's development people, root=../shared/data (under 20 minutes on 2 cores)
+    data=folder      your own faces, root=<folder or zip of identity/image files>
+    data=casia       CASIA-WebFace in the published setting, root=<folder or zip>; one GPU or more
+    model=...        sphereface4|10|20|36|64 or ir18|34|50|100
+    dim=...          embedding dimension
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from marginface.config import nearest
+
+MODELS = {
+    **{f"sphereface{depth}": ("sphereface", depth) for depth in (4, 10, 20, 36, 64)},
+    **{f"ir{depth}": ("iresnet", depth) for depth in (18, 34, 50, 100)},
+}
+
+
+def parse_arg(arg: str | None, **defaults: str | int) -> dict[str, str | int]:
+    """ "data=lfw,dim=256" → the defaults with these values, each of its default's type.
+
+    Raises:
+      ValueError: a key that is not among the defaults, a value of another type, no "=".
+    """
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        key, equals, text = part.partition("=")
+        if key not in defaults:
+            raise ValueError(f"variant {part!r}: unknown key {key!r}; {nearest(key, defaults)}")
+        if not equals:
+            raise ValueError(f"variant {part!r}: write {key}=<value>")
+        kind = type(defaults[key])
+        try:
+            values[key] = kind(text)
+        except ValueError:
+            raise ValueError(f"variant {part!r}: {text!r} is not {kind.__name__}") from None
+    return values
+
+
+def base(arg: str | None) -> ConfigDict:
+    """The config but for its loss: data, network, optimizer and schedule of the variant `arg`."""
+    variant = parse_arg(arg, data="synthetic", model="", dim=0, root="")
+    presets = {"synthetic": synthetic, "lfw": lfw, "folder": folder, "casia": casia}
+    if variant["data"] not in presets:
+        raise ValueError(f"variant data={variant['data']!r}; {nearest(variant['data'], presets)}")
+
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 128
+    config.epochs = 10.0
+    config.steps = 0  # 0: as the epochs say
+    config.log_every = 20
+    config.checkpoint_every = 200
+    config.data = ConfigDict({"name": "", "workers": 0, "kw": {}})
+    config.model = ConfigDict({"name": "", "embedding_dim": 128, "kw": {}})
+    config.loss = ConfigDict(
+        {
+            "margin": "identity",
+            "margin_kw": {},
+            "detach": False,  # True: the margin without gradient, as arcface_torch has it
+            "anneal": {},
+            "similarity": "cosine",
+            "scale": 32.0,
+            "norm_as_scale": False,  # True: the scale is ‖x‖, as SphereFace has it
+            "chunk_size": 0,  # classes at a time; 0: all at once
+        }
+    )
+    config.regularizers = ConfigDict()
+    config.optimizer = ConfigDict(
+        {
+            "name": "sgd",
+            "learning_rate": 0.1,
+            "prototypes_factor": 1.0,
+            "weight_decay": 5e-4,
+            "momentum": 0.9,
+            "b1": 0.9,
+            "b2": 0.999,
+            "clip_norm": 0.0,
+            "accumulate": 1,
+        }
+    )
+    config.schedule = ConfigDict(
+        {
+            "name": "cosine",
+            "warmup": 0.05,  # fractions of the run
+            "boundaries": (0.5, 0.75),
+            "factor": 0.1,
+            "power": 1.0,
+        }
+    )
+    config.evaluate = ConfigDict({"every": 0, "batch_size": 128})
+    config.wandb = ConfigDict({"use": False, "project": "marginface", "mode": "offline"})
+
+    presets[variant["data"]](config, variant["root"])
+    if variant["model"]:
+        if variant["model"] not in MODELS:
+            raise ValueError(f"variant model={variant['model']!r}; {nearest(variant['model'], MODELS)}")
+        config.model.name, config.model.kw.depth = MODELS[variant["model"]]
+    if config.model.name == "iresnet":
+        config.model.kw.pop("norm", None)
+    if variant["dim"]:
+        config.model.embedding_dim = variant["dim"]
+    return config
+
+
+def synthetic(config: ConfigDict, root: str) -> None:
+    """The embedded faces, on a small SphereFace network."""
+    if root:
+        raise ValueError(f"variant root={root!r}: the embedded faces have no files")
+    config.data.name = "synthetic"
+    config.data.kw = ConfigDict(
+        {
+            "identities": 500,
+            "samples": 40,
+            "image_size": 48,
+            "difficulty": 1.0,
+            "seed": 0,
+            "long_tail": 0.0,
+            "label_noise": 0.0,
+        }
+    )
+    small_network(config)
+
+
+def lfw(config: ConfigDict, root: str) -> None:
+    """LFW View 1: train on peopleDevTrain, threshold from pairsDevTrain, test on pairsDevTest."""
+    config.data.name = "lfw"
+    config.data.kw = ConfigDict({"root": root or "../shared/data", "image_size": 48})
+    small_network(config)
+
+
+def folder(config: ConfigDict, root: str) -> None:
+    """A folder or zip of identity/image files."""
+    config.data.name = "folder"
+    config.data.kw = ConfigDict({"root": root, "image_size": 112, "test_identities": 100})
+    config.model.name = "iresnet"
+    config.model.kw = ConfigDict({"depth": 18, "dropout": 0.0, "dtype": "float32", "remat": False})
+
+
+def casia(config: ConfigDict, root: str) -> None:
+    """CASIA-WebFace as ArcFace's table 2 has it: batch 512, 512-d, lr .1 /10 at 20K, 28K, end 32K."""
+    folder(config, root)
+    config.model.embedding_dim = 512
+    config.model.kw.depth = 50
+    config.model.kw.dropout = 0.4
+    config.model.kw.dtype = "bfloat16"
+    config.batch_size, config.steps = 512, 32_000
+    config.schedule.update(name="step", warmup=0.0, boundaries=(20 / 32, 28 / 32))
+    config.loss.scale = 64.0
+    config.loss.chunk_size = 4096
+
+
+def small_network(config: ConfigDict) -> None:
+    """SphereFace-4 with batch normalisation: some two million parameters."""
+    config.model.name = "sphereface"
+    config.model.kw = ConfigDict(
+        {"depth": 4, "norm": "batch", "width": 1.0, "dropout": 0.0, "dtype": "float32", "remat": False}
+    )

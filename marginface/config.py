@@ -1,0 +1,144 @@
+"""Configs: names looked up with help for typos, dotted overrides, a stable hash."""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+Config = Any  # an ml_collections.ConfigDict; not imported, so that the core needs jax alone
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Ends an error message: the nearest known word, then all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def find_function(
+    module: ModuleType, name: str, key: str, but_not: tuple[str, ...] = ()
+) -> Callable:
+    """The public function `name` that `module` defines; `key` is where the config names it.
+
+    Raises:
+      ValueError: no such function; lists those there are.
+    """
+    known = {
+        n: f
+        for n, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__
+        if not n.startswith("_") and n not in but_not
+    }
+    if name not in known:
+        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
+    return known[name]
+
+
+def find_module(package: ModuleType, name: str, attribute: str, key: str) -> ModuleType:
+    """The module `name` of `package` that defines `attribute` (a model's Model, a reader's load).
+
+    Raises:
+      ValueError: no such module; lists those there are.
+    """
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except ImportError:  # a reader whose library is not installed
+            if info.name == name:
+                raise
+            continue
+        if hasattr(module, attribute):
+            found[info.name] = module
+    if name not in found:
+        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, found)}")
+    return found[name]
+
+
+def check_arguments(function: Callable, kwargs: Mapping[str, Any], key: str) -> None:
+    """Raises a one-line ValueError unless `kwargs` are exactly what `function` still asks for."""
+    parameters = {
+        n: p for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY
+    }
+    for name in kwargs:
+        if name not in parameters:
+            known = nearest(name, parameters) if parameters else "it takes none"
+            raise ValueError(f"{key}.{name} is not an argument of {function.__name__}; {known}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in kwargs:
+            raise ValueError(f"{key}.{name} is missing: {function.__name__} needs it")
+
+
+def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss.scale": 64.0, ...}: every leaf of a nested config under its dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> None:
+    """Sets dotted keys in place; a sweep and the command line share these checks.
+
+    Raises:
+      ValueError: unknown key (names the nearest) or a value of another type.
+    """
+    known = dotted(config)
+    for key, value in changes.items():
+        if key not in known:
+            raise ValueError(f"config has no key {key!r}; {nearest(key, known)}")
+        old = known[key]
+        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if old is not None and type(value) is not type(old):
+            raise ValueError(
+                f"config.{key}={value!r} is {type(value).__name__}, not {type(old).__name__}"
+            )
+        with config.unlocked():
+            parent = config
+            *path, last = key.split(".")
+            for part in path:
+                parent = parent[part]
+            parent[last] = value
+
+
+def to_json(config: Config) -> str:
+    """The config as text: equal configs give equal text."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
+
+
+def digest(config: Config) -> str:
+    """Twelve hex digits of sha256 over the config."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+
+
+def differences(text: str, config: Config) -> list[str]:
+    """Dotted keys whose values in the JSON `text` and in `config` differ."""
+    old, new = dotted(json.loads(text)), dotted(json.loads(to_json(config)))
+    return sorted(k for k in old.keys() | new.keys() if old.get(k, ...) != new.get(k, ...))
+
+
+def path_of(config_flag: str) -> pathlib.Path:
+    """experiments/a.py:data=lfw → experiments/a.py.
+
+    Raises:
+      FileNotFoundError: no such file; names the nearest beside it.
+    """
+    path = pathlib.Path(config_flag)
+    if ".py:" in config_flag:
+        path = pathlib.Path(config_flag.split(".py:")[0] + ".py")
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else f"no folder {path.parent}"
+        raise FileNotFoundError(f"no config file {path}; {hint}")
+    return path

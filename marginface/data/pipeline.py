@@ -1,0 +1,129 @@
+"""From a training set to endless batches, through Grain; the position is one number, the step."""
+
+import dataclasses
+import operator
+import sys
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from marginface.data import Faces
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _LocalBatch:
+    """Step k to this process's rows of the global batch k."""
+
+    examples: grain.MapDataset
+    batch_size: int
+    first: int
+    local_size: int
+
+    def __call__(self, step: int) -> Batch:
+        start = step * self.batch_size + self.first
+        rows = [self.examples[i] for i in range(start, start + self.local_size)]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class TrainIterator(Iterator[Batch]):
+    """Endless batches whose whole state is the number of the next step.
+
+    The state holds neither workers nor processes, so a run may resume with other numbers of both.
+    """
+
+    def __init__(self, steps: grain.MapDataset, *, step: int, workers: int, threads: int):
+        self._steps, self._workers, self._threads = steps, workers, threads
+        self._batches: grain.DatasetIterator | None = None
+        self._step = step
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            batches = self._steps[self._step :].to_iter_dataset(
+                grain.ReadOptions(self._threads, 2 * self._threads)
+            )
+            if self._workers:
+                batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._workers, 2))
+            self._batches = iter(batches)
+        batch = next(self._batches)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns {"step": number of the next step}."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues at state["step"]; what was read ahead is dropped."""
+        step = operator.index(state["step"])
+        if step < 0:
+            raise ValueError(f"step is {step}; a step is 0 or more")
+        self.close()
+        self._step = step
+
+    def close(self) -> None:
+        """Ends worker processes and threads; the next batch starts them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+def train_iterator(
+    faces: Faces,
+    *,
+    seed: int,
+    batch_size: int,
+    step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int = 2,
+) -> TrainIterator:
+    """Returns the endless training batches of one process, from global step `step` on.
+
+    Example e = batch_size·k + r is row r of global step k. Epoch e // n is a permutation of all n
+    examples, another one each epoch, and the random changes of an example depend on (seed, e)
+    alone: so step k is the same whatever the numbers of processes, workers and threads. Process p
+    of P gets the rows [p·b, (p + 1)·b), b = batch_size / P.
+
+    Args:
+      faces: the training set; its source and augment must be picklable when workers > 0.
+      seed: 0 to 2³² - 1; order and random changes follow from it.
+      batch_size: rows of the global batch, a multiple of process_count.
+      step: the first global step returned.
+      process_index: this process, p.
+      process_count: all processes, P.
+      workers: worker processes that read and decode; 0 does it in threads of this one.
+      threads: batches made at a time in each worker (or in this process).
+
+    Returns:
+      An iterator of dicts of arrays [b, ...]; get_state and set_state hold its position.
+
+    Raises:
+      ValueError: batch size, counts or seed out of range, or no examples.
+    """
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not in [0, {process_count})")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} is not a positive multiple of the {process_count} processes"
+        )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} is not in [0, 2**32)")
+    if step < 0 or workers < 0 or threads < 1:
+        raise ValueError(f"step {step} >= 0, workers {workers} >= 0, threads {threads} >= 1?")
+    if not len(faces.source):
+        raise ValueError("the training set has no examples")
+    examples = (
+        grain.MapDataset.source(faces.source)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(faces.augment)
+    )
+    local_size = batch_size // process_count
+    local = _LocalBatch(examples, batch_size, process_index * local_size, local_size)
+    steps = grain.MapDataset.range(sys.maxsize // batch_size).map(local)
+    return TrainIterator(steps, step=step, workers=workers, threads=threads)

@@ -1,0 +1,77 @@
+"""From a set of images to their embeddings."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from marginface.typing import Float
+
+Batch = dict[str, np.ndarray]
+
+
+def batches(
+    source: Any, decode: Callable[[dict], dict], batch_size: int
+) -> Iterator[tuple[Batch, int]]:
+    """Yields all records of `source` in order, stacked, with the number of real rows in each batch.
+
+    The last batch is filled up by repeating its last record, so every batch has one shape. The next
+    batch is decoded by threads while the caller works on this one.
+
+    Args:
+        source: has a length and gives a record for each index; read from several threads.
+        decode: from a record to a dict of arrays, the same shapes for every record.
+        batch_size: rows of each batch.
+
+    Raises:
+        ValueError: if there is nothing to read.
+    """
+    count = len(source)
+    if count == 0:
+        raise ValueError("there are no images to embed: the source is empty")
+    chunks = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    with ThreadPoolExecutor() as pool:
+        # map submits at once, so at most two batches of decoded images are held.
+        ahead = pool.map(lambda i: decode(source[i]), chunks[0])
+        for here, following in zip(chunks, [*chunks[1:], range(0)], strict=True):
+            records = list(ahead)
+            ahead = pool.map(lambda i: decode(source[i]), following)
+            records += records[-1:] * (batch_size - len(records))
+            yield {k: np.stack([r[k] for r in records]) for k in records[0]}, len(here)
+
+
+def embed_all(
+    embed_fn: Callable[[Any, Batch], np.ndarray],
+    state: Any,
+    source: Any,
+    decode: Callable[[dict], dict],
+    batch_size: int,
+) -> Float[np.ndarray, "n d"]:
+    """Embeds every record of `source` once.
+
+    Args:
+        embed_fn: (state, batch of batch_size rows) -> embeddings [batch_size, d].
+        state: handed to embed_fn.
+        source: n records.
+        decode: from a record to a dict of arrays.
+        batch_size: rows of each batch, the last one filled up.
+
+    Returns:
+        Embeddings [n, d] in the order of `source`.
+
+    Raises:
+        ValueError: if an embedding is not finite, naming the image's index; or on an empty source.
+    """
+    found = []
+    for batch, real in batches(source, decode, batch_size):
+        embeddings = np.asarray(embed_fn(state, batch))[:real]
+        broken = ~np.isfinite(embeddings).all(axis=1)
+        if broken.any():
+            index = sum(map(len, found)) + int(broken.argmax())
+            raise ValueError(
+                f"the embedding of image {index} of {len(source)} is not finite: the network has "
+                "diverged or the image holds NaN"
+            )
+        found.append(embeddings)
+    return np.concatenate(found)

@@ -1,0 +1,1 @@
+"""Networks from images to embeddings: one module per family, each with a class `Model`."""

@@ -1,0 +1,162 @@
+"""One update of the network and the prototypes: state, images, labels → state, metrics."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from marginface import optim, sharding
+from marginface.config import Config
+from marginface.objective import Hyper, Metrics, Objective
+from marginface.typing import Array, Float, Int
+
+State = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """The three jitted functions of a run, and the shape of its state.
+
+    init: seed → state {"params": {"network", "prototypes"}, "stats", "opt", "step"}.
+    train: (state, images [b, h, w, 3], labels [b], hyper, seed) → (state, metrics). The old
+      state's memory is reused. Where a loss or gradient is not finite the state stays as it was.
+    embed: (state, images [b, h, w, 3]) → embeddings [b, d], the mean over image and mirror image.
+    like: shapes and shardings of the state: what a checkpoint restores into.
+    """
+
+    init: Callable[[Array], State]
+    train: Callable[[State, Array, Array, Hyper, Array], tuple[State, Metrics]]
+    embed: Callable[[State, Array], Array]
+    like: State
+
+
+def make(
+    config: Config,
+    *,
+    model: nn.Module,
+    objective: Objective,
+    mesh: Mesh,
+    image_shape: tuple[int, int, int],
+    total_steps: int,
+) -> Step:
+    """Builds the functions. The network runs on batches split over the mesh; XLA adds the sums.
+
+    Batch statistics are those of the whole batch on any number of devices. With
+    config.optimizer.accumulate = k, the gradient is the mean over k parts of the batch, which
+    never stand in memory together.
+    """
+    optimizer, schedule = config.optimizer, config.schedule
+    replicated = NamedSharding(mesh, P())
+    by_batch = NamedSharding(mesh, P(sharding.AXIS))
+
+    def init(seed: Int[Array, ""]) -> State:
+        network_key, prototypes_key = jax.random.split(jax.random.key(seed))
+        variables = model.init(network_key, jnp.zeros((2, *image_shape)), train=False)
+        params = {"network": variables["params"], "prototypes": objective.init(prototypes_key)}
+        # The structure of the optimizer's state does not depend on the values here.
+        zeros = dict.fromkeys(optimizer, 0.0)
+        return {
+            "params": params,
+            "stats": variables.get("batch_stats", {}),
+            "opt": optim.direction(optimizer.name, zeros).init(params),
+            "step": jnp.zeros((), jnp.int32),
+        }
+
+    def loss(
+        params: Any, stats: Any, images: Array, labels: Array, hyper: Hyper, step: Array, key: Array
+    ) -> tuple[Array, tuple[Any, Metrics]]:
+        embeddings, updated = model.apply(
+            {"params": params["network"], "batch_stats": stats},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        total, metrics = objective.loss(params["prototypes"], embeddings, labels, hyper, step)
+        return total, (updated.get("batch_stats", {}), metrics)
+
+    def gradients(
+        params: Any, stats: Any, images: Array, labels: Array, hyper: Hyper, step: Array, key: Array
+    ) -> tuple[Any, Any, Metrics]:
+        parts = optimizer.accumulate
+        if parts == 1:
+            grads, (stats, metrics) = jax.grad(loss, has_aux=True)(
+                params, stats, images, labels, hyper, step, key
+            )
+            return grads, stats, metrics
+
+        def split(x: Array) -> Array:  # every part takes from every device: nothing moves
+            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        def one_part(carry: tuple, part: tuple) -> tuple:
+            sums, stats = carry
+            images, labels, key = part
+            images = jax.lax.with_sharding_constraint(images, by_batch)
+            grads, (stats, metrics) = jax.grad(loss, has_aux=True)(
+                params, stats, images, labels, hyper, step, key
+            )
+            return (jax.tree.map(jnp.add, sums, grads), stats), metrics
+
+        start = (jax.tree.map(jnp.zeros_like, params), stats)
+        keys = jax.random.split(key, parts)
+        (sums, stats), metrics = jax.lax.scan(one_part, start, (split(images), split(labels), keys))
+        mean = jax.tree.map(lambda x: x / parts, sums)
+        return mean, stats, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+
+    def train(
+        state: State, images: Array, labels: Array, hyper: Hyper, seed: Int[Array, ""]
+    ) -> tuple[State, Metrics]:
+        params, step = state["params"], state["step"]
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        grads, stats, metrics = gradients(params, state["stats"], images, labels, hyper, step, key)
+        factor = optim.learning_rate_factor(
+            step,
+            total_steps,
+            name=schedule.name,
+            boundaries=tuple(schedule.boundaries),
+            **hyper["schedule"],
+        )
+        rate = hyper["optimizer"]["learning_rate"] * factor
+        direction = optim.direction(optimizer.name, hyper["optimizer"])
+        updates, opt = direction.update(grads, state["opt"], params)
+        rates = {"network": rate, "prototypes": rate * hyper["optimizer"]["prototypes_factor"]}
+        updates = {k: jax.tree.map(lambda u, r=rates[k]: -r * u, v) for k, v in updates.items()}
+        new = {
+            "params": optax.apply_updates(params, updates),
+            "stats": stats,
+            "opt": opt,
+            "step": step + 1,
+        }
+        metrics["train/learning_rate"] = rate
+        metrics["train/gradient_norm"] = optax.global_norm(grads)
+        finite = jnp.stack([jnp.all(jnp.isfinite(m)) for m in metrics.values()]).all()
+        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return state, metrics
+
+    def embed(state: State, images: Array) -> Float[Array, "b d"]:
+        variables = {"params": state["params"]["network"], "batch_stats": state["stats"]}
+        both = model.apply(variables, images, train=False)
+        both += model.apply(variables, images[:, :, ::-1], train=False)
+        return 0.5 * both
+
+    like = jax.eval_shape(init, jnp.zeros((), jnp.int32))
+    placed = sharding.state_shardings(mesh, like)
+    like = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), like, placed
+    )
+    return Step(
+        like=like,
+        init=jax.jit(init, out_shardings=placed),
+        train=jax.jit(
+            train,
+            in_shardings=(placed, by_batch, by_batch, replicated, replicated),
+            out_shardings=(placed, replicated),
+            donate_argnums=0,
+        ),
+        embed=jax.jit(embed, in_shardings=(placed, by_batch), out_shardings=replicated),
+    )
+

@@ -1,0 +1,265 @@
+"""Trains, evaluates and reports one experiment; read it from top to bottom.
+
+data → model → objective → step → evaluators → restore → loop → report
+"""
+
+import collections
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from marginface import config as configs
+from marginface import data, metrics, models, objective, sharding, step
+from marginface.checkpoint import Checkpoints, Preemption
+from marginface.config import Config
+from marginface.data import Faces, Pairs, pipeline
+from marginface.evaluators import geometry, verification
+from marginface.report import run_folder
+
+
+class DivergedError(Exception):
+    """A loss or gradient was not finite; the last good checkpoint stands."""
+
+
+def train(config: Config, workdir: pathlib.Path, *, allow_changed_data: bool = False) -> bool:
+    """Trains as `config` says in the folder `workdir`; continues what is there.
+
+    Returns:
+      True when the run is complete, False when SIGTERM stopped it after saving.
+
+    Raises:
+      ValueError: a config, data set or run folder that does not fit; one line that says which.
+      DivergedError: names the step and the terms that were not finite.
+    """
+    started = time.monotonic()
+    first_process = jax.process_index() == 0
+    mesh = sharding.make_mesh()
+
+    # --- data ------------------------------------------------------------------------------
+    faces, test_sets = load_data(config)
+    total = config.steps or max(1, round(config.epochs * len(faces.source) / config.batch_size))
+    devices = mesh.size * config.optimizer.accumulate
+    if config.batch_size % devices:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} is not a multiple of devices × "
+            f"optimizer.accumulate = {mesh.size} × {config.optimizer.accumulate} = {devices}"
+        )
+    batches = pipeline.train_iterator(
+        faces,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+    prepare = make_prepare(faces, mesh)
+    image_shape = image_shape_of(faces)
+
+    # --- model, objective, step --------------------------------------------------------------
+    model = make_model(config)
+    losses = objective.make(
+        config, num_classes=faces.num_classes, embedding_dim=config.model.embedding_dim, mesh=mesh
+    )
+    steps = step.make(
+        config,
+        model=model,
+        objective=losses,
+        mesh=mesh,
+        image_shape=image_shape,
+        total_steps=total,
+    )
+    hyper, seed = objective.hyper(config), jnp.int32(config.seed)
+
+    # --- evaluators ------------------------------------------------------------------------
+    rounded = -(-config.evaluate.batch_size // mesh.size) * mesh.size
+    verifications = [
+        verification.Evaluator(make_embed(steps, pairs, mesh), pairs=pairs, batch_size=rounded)
+        for pairs in test_sets.values()
+    ]
+    evaluators = [
+        *verifications,
+        geometry.Evaluator(
+            lambda state: prototype_weights(state["params"]["prototypes"]),
+            num_classes=faces.num_classes,
+            chunk_size=config.loss.chunk_size or None,
+            mesh=mesh,
+        ),
+    ]
+
+    def evaluate(state: step.State) -> dict[str, float]:
+        return {name: value for e in evaluators for name, value in e.run(state)}
+
+    # --- run folder, restore -----------------------------------------------------------------
+    if first_process:
+        run_folder.claim(workdir, configs.to_json(config))
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        best_metric=f"{next(iter(test_sets))}/accuracy" if test_sets else None,
+    )
+    restored = checkpoints.restore(steps.like)
+    if restored is None:
+        state, meta = steps.init(seed), {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
+    else:
+        _, state, meta = restored
+        if meta["data"] != faces.fingerprint and not allow_changed_data:
+            raise ValueError(
+                f"{workdir}: the data set is not the one this run began with (fingerprint "
+                f"{faces.fingerprint[:12]}, was {meta['data'][:12]}): restore the data, choose "
+                "another --workdir, or give --allow_changed_data"
+            )
+    now, window, unreadable = meta["step"], meta["window"], meta["unreadable"]
+    batches.set_state({"step": now})
+    wandb_run = None
+    if config.wandb.use and first_process:
+        wandb_run = metrics.start_wandb(config.wandb, workdir, config.to_dict())
+    writer = metrics.Writer(
+        workdir,
+        resume_step=now if restored else -1,
+        total_steps=total,
+        active=first_process,
+        wandb_run=wandb_run,
+    )
+
+    # --- loop ----------------------------------------------------------------------------------
+    pending: collections.deque = collections.deque()
+    since = time.monotonic()
+
+    def settle(keep: int) -> None:
+        """Reads the figures of all but the newest `keep` steps; logs; stops a diverged run."""
+        nonlocal since, unreadable
+        while len(pending) > keep:
+            at, arrays = pending.popleft()
+            values = {k: float(v) for k, v in arrays.items()}
+            if bad := metrics.not_finite(values):
+                raise DivergedError(
+                    f"step {at}: {', '.join(bad)} not finite; checkpoints in {workdir} end at the "
+                    f"last good step {checkpoints.latest_step()}; lower the learning rate or margin"
+                )
+            unreadable += int(values.pop("data/unreadable"))
+            window.append(values)
+            if at % config.log_every == 0 or at == total:
+                line = {k: float(np.mean([w[k] for w in window])) for k in values}
+                if unreadable:
+                    line["data/unreadable"] = unreadable
+                elapsed = time.monotonic() - since
+                line["time/examples_per_s"] = len(window) * config.batch_size / elapsed
+                writer.write(at, line)
+                window.clear()
+                since = time.monotonic()
+
+    def save(at: int, state: step.State, results: Mapping[str, float] | None) -> None:
+        settle(keep=0)
+        writer.sync()
+        meta = {
+            "step": at,
+            "window": window,
+            "unreadable": unreadable,
+            "seconds": seconds_before + time.monotonic() - started,
+            "data": faces.fingerprint,
+        }
+        checkpoints.save(at, state, meta, results)
+
+    seconds_before = meta["seconds"]
+    results = None
+    try:
+        if now == 0 and restored is None:
+            results = evaluate(state)
+            writer.write(0, results)
+        with Preemption() as preemption:
+            while now < total:
+                images, labels, skipped = prepare(sharding.put_batch(mesh, next(batches)))
+                state, figures = steps.train(state, images, labels, hyper, seed)
+                now += 1
+                pending.append((now, figures | {"data/unreadable": skipped}))
+                settle(keep=2)
+                writer.advance(now)
+                stop, last = preemption.requested(now), now == total
+                results = None
+                if last or (config.evaluate.every and now % config.evaluate.every == 0):
+                    settle(keep=0)
+                    results = evaluate(state)
+                    writer.write(now, results)
+                    since = time.monotonic()
+                if stop or results or now % config.checkpoint_every == 0:
+                    save(now, state, results)
+                if stop and not last:
+                    checkpoints.wait()
+                    return False
+        checkpoints.wait()
+        if results is None:  # complete already: the same command only reports again
+            results = evaluate(state)
+    finally:
+        batches.close()
+        writer.close()
+        checkpoints.close()
+
+    # --- report --------------------------------------------------------------------------------
+    if first_process:
+        run_folder.report(
+            workdir,
+            results=results,
+            evaluators=verifications,
+            mesh=mesh,
+            seconds=seconds_before + time.monotonic() - started,
+        )
+    return True
+
+
+def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
+    """The training set and the test sets that config.data names."""
+    reader = configs.find_module(data, config.data.name, "load", "data.name")
+    arguments = config.data.kw.to_dict()
+    configs.check_arguments(reader.load, arguments, "data.kw")
+    return reader.load(**arguments)
+
+
+def make_model(config: Config) -> Any:
+    """The network that config.model names, its arguments checked."""
+    module = configs.find_module(models, config.model.name, "Model", "model.name")
+    known = {f.name for f in dataclasses.fields(module.Model)} - {"parent", "name"}
+    for key in config.model.kw:
+        if key not in known:
+            hint = configs.nearest(key, known)
+            raise ValueError(f"model.kw.{key} is not an argument of {config.model.name}; {hint}")
+    return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
+
+
+def prototype_weights(prototypes: Any) -> Any:
+    """W [c, d], without the bias that the linear similarity has beside it."""
+    return getattr(prototypes, "weight", prototypes)
+
+
+def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:
+    """A jitted function: batch → images, labels, number of unreadable images skipped."""
+    by_batch = NamedSharding(mesh, P(sharding.AXIS))
+
+    def prepare(batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+        return faces.to_images(batch), batch["label"], jnp.sum(batch["unreadable"])
+
+    return jax.jit(prepare, out_shardings=(by_batch, by_batch, NamedSharding(mesh, P())))
+
+
+def image_shape_of(faces: Faces) -> tuple[int, ...]:
+    """[h, w, 3] of the network's input, without making an image."""
+    record = faces.decode(faces.source[0])
+    batch = {k: jax.ShapeDtypeStruct((1, *np.shape(v)), np.asarray(v).dtype) for k, v in record.items()}
+    return jax.eval_shape(faces.to_images, batch).shape[1:]
+
+
+def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:
+    """(state, batch of records, the same in every process) → embeddings [b, d]."""
+    by_batch = NamedSharding(mesh, P(sharding.AXIS))
+    to_images = jax.jit(pairs.to_images, out_shardings=by_batch)
+
+    def embed(state: step.State, batch: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(steps.embed(state, to_images(sharding.put_global_batch(mesh, batch))))
+
+    return embed
