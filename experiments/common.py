@@ -10,7 +10,6 @@ A variant stands behind the file name, e.g. experiments/arcface_regular.py:data=
     dim=...          embedding dimension
 """
 
-import ml_collections
 from ml_collections import ConfigDict
 
 from marginface.config import nearest
@@ -42,12 +41,18 @@ def parse_arg(arg: str | None, **defaults: str | int) -> dict[str, str | int]:
     return values
 
 
+def parse_variant(arg: str | None) -> dict[str, str | int]:
+    """The choices that every experiment offers."""
+    return parse_arg(arg, data="synthetic", model="", dim=0, root="")
+
+
 def base(arg: str | None) -> ConfigDict:
     """The config but for its loss: data, network, optimizer and schedule of the variant `arg`."""
-    variant = parse_arg(arg, data="synthetic", model="", dim=0, root="")
+    variant = parse_variant(arg)
     presets = {"synthetic": synthetic, "lfw": lfw, "folder": folder, "casia": casia}
     if variant["data"] not in presets:
-        raise ValueError(f"variant data={variant['data']!r}; {nearest(variant['data'], presets)}")
+        hint = nearest(variant["data"], presets)
+        raise ValueError(f"variant data={variant['data']!r} is unknown; {hint}")
 
     config = ConfigDict()
     config.seed = 0
@@ -99,7 +104,9 @@ def base(arg: str | None) -> ConfigDict:
     presets[variant["data"]](config, variant["root"])
     if variant["model"]:
         if variant["model"] not in MODELS:
-            raise ValueError(f"variant model={variant['model']!r}; {nearest(variant['model'], MODELS)}")
+            raise ValueError(
+                f"variant model={variant['model']!r}; {nearest(variant['model'], MODELS)}"
+            )
         config.model.name, config.model.kw.depth = MODELS[variant["model"]]
     if config.model.name == "iresnet":
         config.model.kw.pop("norm", None)
@@ -122,6 +129,10 @@ def synthetic(config: ConfigDict, root: str) -> None:
             "seed": 0,
             "long_tail": 0.0,
             "label_noise": 0.0,
+            "test_identities": 200,
+            "test_samples": 6,
+            "pairs": 2000,
+            "folds": 10,
         }
     )
     small_network(config)
@@ -143,7 +154,7 @@ def folder(config: ConfigDict, root: str) -> None:
 
 
 def casia(config: ConfigDict, root: str) -> None:
-    """CASIA-WebFace as ArcFace's table 2 has it: batch 512, 512-d, lr .1 /10 at 20K, 28K, end 32K."""
+    """CASIA-WebFace as in ArcFace's table 2: batch 512, 512-d, lr .1 /10 at 20K, 28K, end 32K."""
     folder(config, root)
     config.model.embedding_dim = 512
     config.model.kw.depth = 50
@@ -159,5 +170,17 @@ def small_network(config: ConfigDict) -> None:
     """SphereFace-4 with batch normalisation: some two million parameters."""
     config.model.name = "sphereface"
     config.model.kw = ConfigDict(
-        {"depth": 4, "norm": "batch", "width": 1.0, "dropout": 0.0, "dtype": "float32", "remat": False}
+        {
+            "depth": 4,
+            "norm": "batch",
+            "width": 1.0,
+            "dropout": 0.0,
+            "dtype": "float32",
+            "remat": False,
+        }
     )
+
+
+def margin(arg: str | None, *, published: float, small: float) -> float:
+    """A margin for the full-size sets (folder, casia) or for the small ones of the laptop."""
+    return published if parse_variant(arg)["data"] in ("folder", "casia") else small

@@ -36,7 +36,7 @@ class _Damaged(Exception):
     """A checkpoint that must not be restored; the message names the file and what is wrong."""
 
 
-def _orbax_is_quiet(record: std_logging.LogRecord) -> bool:
+def _is_not_orbax_chatter(record: std_logging.LogRecord) -> bool:
     """Drops Orbax's progress reports, and its tracebacks of errors that also reach us raised."""
     chatter = record.levelno < std_logging.WARNING or record.exc_info
     return not (chatter and f"{os.sep}orbax{os.sep}" in record.pathname)
@@ -133,7 +133,7 @@ class Checkpoints:
             raise ValueError(
                 f"keep_latest={keep_latest}, keep_best={keep_best}: keep at least one latest step"
             )
-        logging.get_absl_logger().addFilter(_orbax_is_quiet)
+        logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
         # Orbax accepts a relative path and fails later, in the background.
         self._directory = pathlib.Path(os.path.abspath(directory))
         self._best_metric = best_metric
@@ -153,7 +153,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in folders if path.is_dir())
 
     def best(self) -> int | None:
-        """Returns the step with the highest metric (of equals the newest), None if there is none."""
+        """Returns the step with the highest metric, of equals the newest; None without metrics."""
         return next(iter(self._ranked(self._sound())), None)
 
     def save(
@@ -191,9 +191,7 @@ class Checkpoints:
         }
         unfinished = self._directory / f"{step}{_UNFINISHED}"
         try:
-            if jax.process_index() == 0:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                self._discard_unfinished()
+            self._require_space(sum(leaf.nbytes for leaf in flat.values()))
             self._orbax.save(unfinished, flat)
         except Exception as error:
             raise self._failure(step, error) from error
@@ -220,9 +218,9 @@ class Checkpoints:
         if chosen == _NONE_SAVED:
             return None
         if chosen == _NONE_GOOD:
-            tried = "none of its checkpoints" if step is None else f"step {step}, which"
+            which = "no checkpoint passes" if step is None else f"step {step} does not pass"
             raise ValueError(
-                f"{self._directory}: {tried} can be trusted (see the warnings above);"
+                f"{self._directory}: {which} verification (the warnings above say why);"
                 " put back a sound copy, or delete the folder to start again"
             )
         folder = self._directory / str(chosen)
@@ -282,7 +280,9 @@ class Checkpoints:
         unfinished.rename(folder)
         self._damaged.discard(step)
         sound = self._sound()
-        keep = set(sorted(sound)[-self._keep_latest :]) | set(self._ranked(sound)[: self._keep_best])
+        keep = set(sorted(sound)[-self._keep_latest :]) | set(
+            self._ranked(sound)[: self._keep_best]
+        )
         for old in set(self.steps()) - keep:
             shutil.rmtree(self._directory / str(old))
 
@@ -330,12 +330,12 @@ class Checkpoints:
         later = [s for s in self.steps() if s >= step and s not in self._current | self._damaged]
         sound = _NONE_GOOD
         if jax.process_index() == 0:
-            sound = next((s for s in later if self._choose(s) == s), _NONE_GOOD)
+            sound = next((s for s in reversed(later) if self._choose(s) == s), _NONE_GOOD)
         sound = _agree(sound)
         if sound != _NONE_GOOD:
             raise ValueError(
-                f"{self._directory}/{sound} is a checkpoint this run did not continue from, and step"
-                f" {step} would replace or precede it; delete it or use another workdir"
+                f"{self._directory}/{sound} is a checkpoint this run did not continue from, and"
+                f" step {step} would replace or precede it; delete it or use another workdir"
             )
 
     def _require_fit(
@@ -349,6 +349,16 @@ class Checkpoints:
                     " use the config it was trained with, or another workdir"
                 )
 
+    def _require_space(self, needed: int) -> None:
+        """Fails before anything is written: on a disk that fills later Orbax fails noisily."""
+        free = needed
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._discard_unfinished()
+            free = shutil.disk_usage(self._directory).free
+        if not _agree(int(free >= needed)):
+            raise OSError(errno.ENOSPC, "No space left")
+
     def _discard_unfinished(self) -> None:
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path)
@@ -357,7 +367,8 @@ class Checkpoints:
         """What to raise for an error while saving, after removing what it left half-written."""
         if jax.process_index() == 0:
             self._discard_unfinished()
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        full = full or "No space left" in str(error) or "quota exceeded" in str(error)
         if full:
             return OSError(
                 errno.ENOSPC,

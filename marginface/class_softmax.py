@@ -1,10 +1,12 @@
 """Softmax over classes with a margin on the true one: the only code that walks over all classes.
 
-    loss_i = softplus(LSE_i − s·ψ(c_i)),   c_i = sim(x_i, W_{y_i}),   LSE_i = log Σ_{j≠y_i} exp(s·sim(x_i, W_j))
+    loss_i = softplus(LSE_i − s·ψ(c_i)),  c_i = sim(x_i, W_{y_i}),
+    LSE_i = log Σ_{j≠y_i} exp(s·sim(x_i, W_j))
 
-Which classes are held is data, not code: `Classes`. All of them, a padded matrix, or one device's shard
-go through the same functions. With `axis_name`, call them inside jax.shard_map with embeddings and
-labels replicated and the classes sharded; take gradients outside of it.
+Leaving the target out of the sum keeps a small loss exact. Which classes are held is data, not
+code: `Classes`. All of them, a padded matrix, or one device's shard go through the same functions.
+With `axis_name`, call them inside jax.shard_map with embeddings and labels replicated and the
+classes sharded; take gradients outside of it.
 """
 
 from collections.abc import Callable
@@ -33,7 +35,7 @@ class Classes(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """What the other classes amount to, per example: log Σ exp(s·sim) and the largest sim, both [b].
+    """What the other classes amount to: log Σ exp(s·sim) and the largest sim, both [b].
 
     Both are −inf where there is no other class.
     """
@@ -141,7 +143,7 @@ def negatives(
         else None
     )
     scale = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), labels.shape)[:, None]
-    # Made varying once here and not in every step, so that the gradient of x is summed over devices once.
+    # Once here and not in every step, so that the gradient of x is summed over devices once.
     embeddings, labels, scale, target = vary((embeddings, labels, scale, target), axis_name)
 
     def visit(chunk: Classes) -> Negatives:
@@ -195,8 +197,8 @@ def margin_softmax(
 ) -> Float[Array, "b"]:
     """Softmax cross-entropy with a margin on the true class.
 
-    softmax: linear similarity, scale 1. NormFace: cosine. A-Softmax: multiplicative_angular, annealed,
-    scale similarity.norm(x). CosFace, ArcFace, combined: the margin of that name.
+    softmax: linear similarity, scale 1. NormFace: cosine. A-Softmax: multiplicative_angular,
+    annealed, scale similarity.norm(x). CosFace, ArcFace, combined: cosine and their margin.
 
     Args:
         embeddings: x.
@@ -274,7 +276,8 @@ def _walk(
     def visit_chunk(shadow: Rows, first: Array) -> Any:
         start = jnp.minimum(first, c - chunk_size)
         rows, ids = jax.tree.map(
-            lambda leaf: lax.dynamic_slice_in_dim(lax.stop_gradient(leaf), start, chunk_size), classes
+            lambda leaf: lax.dynamic_slice_in_dim(lax.stop_gradient(leaf), start, chunk_size),
+            classes,
         )
         new = start + jnp.arange(chunk_size) >= first
         rows = jax.tree.map(jnp.add, rows, shadow)
@@ -282,7 +285,9 @@ def _walk(
 
     def step(_: None, first: Array) -> tuple[None, Any]:
         start = jnp.minimum(first, c - chunk_size)
-        shadow = jax.tree.map(lambda leaf: _shadow(leaf, start, chunk_size, axis_name), classes.rows)
+        shadow = jax.tree.map(
+            lambda leaf: _shadow(leaf, start, chunk_size, axis_name), classes.rows
+        )
         return None, visit_chunk(shadow, first)
 
     return lax.scan(step, None, jnp.arange(0, c, chunk_size))[1]

@@ -1,8 +1,9 @@
-"""Configs: names looked up with help for typos, dotted overrides, a stable hash."""
+"""Configs: files loaded, names looked up with help for typos, dotted overrides."""
 
+import ast
 import difflib
-import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import pathlib
@@ -62,7 +63,7 @@ def find_module(package: ModuleType, name: str, attribute: str, key: str) -> Mod
     return found[name]
 
 
-def check_arguments(function: Callable, kwargs: Mapping[str, Any], key: str) -> None:
+def check_arguments(function: Callable, kwargs: Config, key: str) -> None:
     """Raises a one-line ValueError unless `kwargs` are exactly what `function` still asks for."""
     parameters = {
         n: p for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY
@@ -76,7 +77,7 @@ def check_arguments(function: Callable, kwargs: Mapping[str, Any], key: str) -> 
             raise ValueError(f"{key}.{name} is missing: {function.__name__} needs it")
 
 
-def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(config: Config, prefix: str = "") -> dict[str, Any]:
     """{"loss.scale": 64.0, ...}: every leaf of a nested config under its dotted key."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -117,28 +118,47 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
 
 
-def digest(config: Config) -> str:
-    """Twelve hex digits of sha256 over the config."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
-
-
-def differences(text: str, config: Config) -> list[str]:
-    """Dotted keys whose values in the JSON `text` and in `config` differ."""
-    old, new = dotted(json.loads(text)), dotted(json.loads(to_json(config)))
-    return sorted(k for k in old.keys() | new.keys() if old.get(k, ...) != new.get(k, ...))
-
-
-def path_of(config_flag: str) -> pathlib.Path:
-    """experiments/a.py:data=lfw → experiments/a.py.
+def load(config_flag: str) -> Config:
+    """The config that an experiment file makes: "experiments/a.py" or "experiments/a.py:variant".
 
     Raises:
       FileNotFoundError: no such file; names the nearest beside it.
+      ValueError: the file has no get_config, or no such variant.
     """
-    path = pathlib.Path(config_flag)
-    if ".py:" in config_flag:
-        path = pathlib.Path(config_flag.split(".py:")[0] + ".py")
+    name, _, variant = config_flag.partition(".py:")
+    path = pathlib.Path(f"{name}.py" if variant else config_flag)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else f"no folder {path.parent}"
+        hint = nearest(path.name, siblings) if siblings else f"no experiments in {path.parent}"
         raise FileNotFoundError(f"no config file {path}; {hint}")
-    return path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no function get_config(arg)")
+    return module.get_config(variant or None).lock()
+
+
+def from_text(config: Config, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Command-line texts as values of the types that the config holds under the same keys.
+
+    Raises:
+      ValueError: unknown key (names the nearest) or a text that is not of that type.
+    """
+    known, values = dotted(config), {}
+    for key, text in texts.items():
+        if key not in known:
+            raise ValueError(f"config has no key {key!r}; {nearest(key, known)}")
+        kind = type(known[key])
+        try:
+            if kind is bool:
+                values[key] = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+            elif kind in (int, float, str):
+                values[key] = kind(text)
+            else:
+                values[key] = ast.literal_eval(text)
+        except (ValueError, KeyError, SyntaxError):
+            raise ValueError(f"config.{key}={text!r} is not {kind.__name__}") from None
+    return values

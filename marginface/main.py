@@ -4,115 +4,111 @@ Exit codes: 0 done; 75 checkpointed, run the same command again; 2 config or inp
 3 diverged (a loss was not finite).
 """
 
+import argparse
 import errno
 import hashlib
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from marginface import config as configs
 from marginface import runtime
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiment file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "run folder; default runs/<experiment>")
-_CHANGED_DATA = flags.DEFINE_bool("allow_changed_data", False, "resume though the data changed")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, to start several processes by hand"
-)
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "with --coordinator: how many")
-_PROCESS = flags.DEFINE_integer("process_id", None, "with --coordinator: which one this is")
-
-DONE, CONFIG_ERROR, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
+DONE, INPUT_ERROR, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags; every mistake is a one-line ValueError or FileNotFoundError."""
-    given = _value_of("--config", argv)
-    if given is None:
-        raise ValueError("give an experiment: --config experiments/arcface_regular.py")
-    configs.path_of(given)
-    try:
-        rest = flags.FLAGS(list(argv))
-    except AttributeError:
-        # ml_collections only says which attribute it missed: find the override that named it.
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS([argv[0], f"--config={given}"])
-        known = configs.dotted(_CONFIG.value)
-        for key in re.findall(r"--config\.([\w.]+)", " ".join(argv)):
-            if key not in known:
-                hint = configs.nearest(key, known)
-                raise ValueError(f"config has no key {key!r}; {hint}") from None
-        raise
-    except flags.Error as error:
-        raise ValueError(str(error)) from None
-    if len(rest) > 1:
-        raise ValueError(f"unexpected argument {rest[1]!r}: overrides are --config.key=value")
-    return rest
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is")
 
 
-def default_workdir(argv: Sequence[str]) -> pathlib.Path:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command's options, and the overrides {dotted key: text}.
+
+    Raises:
+      ValueError: an option that does not exist or lacks its value.
+    """
+    parser = _Parser(
+        prog="python -m marginface.main",
+        description="Trains, evaluates and reports one experiment; the same command resumes it.",
+        epilog="--config.KEY=VALUE overrides any value of the config, e.g. --config.loss.scale=48",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE[:VARIANT]", help="an experiment")
+    add("--workdir", type=pathlib.Path, help="run folder; default: runs/<experiment>")
+    add("--allow_changed_data", action="store_true", help="resume though the data set changed")
+    add("--coordinator", metavar="HOST:PORT", help="of process 0: several processes by hand")
+    add("--num_processes", type=int, help="with --coordinator: how many")
+    add("--process_id", type=int, help="with --coordinator: which one this is")
+    options, rest = parser.parse_known_args(argv)
+    overrides = {}
+    for word in rest:
+        if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)):
+            known = ["--config.KEY=VALUE", *(a for a in parser._option_string_actions)]
+            raise ValueError(f"unknown argument {word!r}; {configs.nearest(word, known)}")
+        overrides[match[1]] = match[2]
+    return options, overrides
+
+
+def default_workdir(config: str, overrides: dict[str, str]) -> pathlib.Path:
     """runs/<experiment>[-<variant>][-<digest of the overrides>]: the same command resumes."""
-    given = _value_of("--config", argv) or ""
-    name = re.sub(r"[^\w.=-]+", "-", given.replace(".py", "").split("/")[-1])
-    changes = sorted(a for a in argv if a.startswith("--config."))
-    if changes:
-        name += "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:6]
+    name = re.sub(r"[^\w.=-]+", "-", pathlib.PurePath(config).name.replace(".py", "", 1))
+    if overrides:
+        name += "-" + hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:6]
     return pathlib.Path("runs") / name
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    for i, word in enumerate(argv):
-        if word.startswith(f"{flag}="):
-            return word[len(flag) + 1 :]
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"marginface: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    # A failed background save or data thread must not hold the process, nor print after this line.
-    os._exit(code)
-
-
 def run(argv: Sequence[str]) -> int:
-    """Trains as `argv` says; returns the exit code."""
-    parse(argv)
+    """Trains as `argv` (without the program's name) says; returns the exit code."""
+    options, overrides = parse(argv)
+    config = configs.load(options.config)
+    configs.override(config, configs.from_text(config, overrides))
     runtime.tune_cpu()
-    import jax  # after the flags, which its backend reads once
+    import jax  # after tune_cpu: its backend reads the flags once
 
     from marginface import train
 
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for it
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    if _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(argv)
+    if options.coordinator:
+        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
     try:
-        finished = train.train(_CONFIG.value, workdir, allow_changed_data=_CHANGED_DATA.value)
+        finished = train.train(
+            config,
+            options.workdir or default_workdir(options.config, overrides),
+            command=shlex.join(["python", "-m", "marginface.main", *argv]),
+            allow_changed_data=options.allow_changed_data,
+        )
     except train.DivergedError as error:
-        _fail(str(error), DIVERGED)
+        _leave(str(error), DIVERGED)
     return DONE if finished else RUN_AGAIN
 
 
 def main() -> None:
-    """The command: `run`, with errors a user can mend in one line."""
+    """The command: `run`, with one line for each error that its user can mend."""
     try:
-        sys.exit(run(sys.argv))
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        sys.exit(run(sys.argv[1:]))
+    except (ValueError, OSError) as error:
         if os.environ.get("MARGINFACE_TRACEBACK"):
             raise
-        _fail(str(error), CONFIG_ERROR)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail(f"{error}: free some space, then run the same command again", CONFIG_ERROR)
+        message = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message += ": free some space, then run the same command again"
+        _leave(message, INPUT_ERROR)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"marginface: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    # A background save or a peer that waits must not hold the process, nor print after this line.
+    os._exit(code)
 
 
 if __name__ == "__main__":

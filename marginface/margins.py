@@ -1,9 +1,10 @@
 """Margins: ψ, the only place where softmax-family face losses differ on the true class.
 
-A margin ψ is a scalar function of one cosine, [b] → [b]. It replaces the target's cosine c = cos θ by
-a smaller value, so that the loss softplus(LSE − s·ψ(c)) is only small when θ is small by a margin.
-It never sees the class axis. ψ must be non-increasing in θ on [0, π] and continuous. Every parameter
-may be a Python number, a traced scalar, or one value per example, [b]; bind it with functools.partial.
+A margin ψ is a scalar function of one cosine, [b] → [b]. It replaces the target's cosine
+c = cos θ by a smaller value, so that the loss softplus(LSE − s·ψ(c)) is small only where θ is small
+by a margin. It never sees the class axis. ψ must be continuous and non-increasing in θ on [0, π],
+with a finite derivative in c on [−1, 1]. Every parameter may be a Python number, a traced scalar,
+or one value per example, [b]; bind it with functools.partial.
 """
 
 from collections.abc import Callable
@@ -69,9 +70,9 @@ def additive_cosine(c: Float[Array, "b"], *, m: ArrayLike) -> Float[Array, "b"]:
 def additive_angular(c: Float[Array, "b"], *, m: ArrayLike) -> Float[Array, "b"]:
     """ArcFace: ψ(θ) = cos(clip(θ + m, 0, π)).
 
-    The paper leaves θ + m > π open. Clipped there, ψ stays continuous and non-increasing, and so does
-    its derivative: it reaches −1 with slope 0. The true derivative is used; the authors' code behaves
-    as detach(additive_angular) instead.
+    The paper leaves θ + m > π open. Clipped there, ψ stays non-increasing, and continuous together
+    with its derivative: it reaches −1 with slope 0. The true derivative is used; the authors' code
+    behaves as detach(additive_angular) instead.
 
     Args:
         c: cosines of the targets.

@@ -12,6 +12,9 @@ from typing import Any
 import tqdm
 from absl import logging
 
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 class Writer:
     """Appends one JSON line a logging step to <workdir>/metrics.jsonl; shows progress.
@@ -114,6 +117,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp lets nobody else read
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -125,7 +129,7 @@ def not_finite(values: Mapping[str, float]) -> list[str]:
     return [k for k, v in values.items() if not math.isfinite(v)]
 
 
-def start_wandb(settings: Mapping[str, Any], workdir: pathlib.Path, config: dict) -> Any:
+def start_wandb(settings: Any, workdir: pathlib.Path, config: dict) -> Any:
     """A wandb run, or None (with a warning that says what to do) where it cannot start."""
     try:
         import wandb

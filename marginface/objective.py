@@ -47,6 +47,11 @@ def hyper(config: Config) -> Hyper:
     }
 
 
+def weights(prototypes: Any) -> Float[Array, "c d"]:
+    """W, without the bias that the linear similarity keeps beside it."""
+    return getattr(prototypes, "weight", prototypes)
+
+
 def annealed_weight(step: Int[Array, ""], anneal: Hyper) -> Float[Array, ""]:
     """λ = max(least, start (1 + rate step)^-power), the weight of the plain cosine in A-Softmax.
 
@@ -99,7 +104,8 @@ def make(config: Config, *, num_classes: int, embedding_dim: int, mesh: Mesh) ->
                 chunk_size=loss.chunk_size or None,
                 axis_name=axis,
             )
-        return target, others, {name: term(classes) for name, term in terms.items()}
+        directions = class_softmax.Classes(weights(prototypes), classes.ids)
+        return target, others, {name: term(directions) for name, term in terms.items()}
 
     walk = jax.shard_map(
         one_shard, mesh=mesh, in_specs=(P(axis), P(), P(), P()), out_specs=(P(), P(), P(axis))

@@ -23,8 +23,8 @@ def exclusive(
     Args:
         classes: the prototypes held here, rows [c, d].
         chunk_size: classes compared at a time, on either side; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any: every block of prototypes
-            then travels twice around the ring of devices, once to search, once to gather.
+        axis_name: the mesh axis over which the classes are sharded, if any: every block of
+            prototypes then travels twice around the ring of devices, to search and to gather.
 
     Returns:
         Sep per held row; 0, without gradient, for padding and where there is no other class.
@@ -48,13 +48,19 @@ def exclusive(
         return lax.map(one, (lax.stop_gradient(rows), ids, *best), batch_size=size)
 
     nothing = jnp.full(c, -jnp.inf), jnp.full(c, PAD)
-    _, partner_ids = _around(search, vary(nothing, axis_name), lax.stop_gradient(classes), axis_name)
+    _, partner_ids = _around(
+        search, vary(nothing, axis_name), lax.stop_gradient(classes), axis_name
+    )
 
     def gather(partners: Array, block: Classes) -> Array:
         at, held = find(block.ids, partner_ids)
-        return jnp.where(held[:, None], block.rows[at], partners)
+        # Out of range reads 0: unlike a mask, nothing of the rows' size is kept for each turn.
+        at = jnp.where(held, at, c)
+        return partners + block.rows.at[at].get(mode="fill", fill_value=0)
 
-    partners = _around(gather, vary(jnp.zeros(rows.shape, rows.dtype), axis_name), classes, axis_name)
+    partners = _around(
+        gather, vary(jnp.zeros(rows.shape, rows.dtype), axis_name), classes, axis_name
+    )
     cosines = jnp.sum(normalize(rows) * normalize(partners), axis=-1)
     return jnp.where((ids != PAD) & (partner_ids != PAD), cosines, 0.0)
 
@@ -73,7 +79,10 @@ def _nearest(
         cosines = jnp.where(others, cosine(row[None], keys)[0], -jnp.inf)
         at = jnp.argmax(cosines)
         better = cosines[at] > carry[0]
-        return (jnp.where(better, cosines[at], carry[0]), jnp.where(better, ids[at], carry[1])), None
+        return (
+            jnp.where(better, cosines[at], carry[0]),
+            jnp.where(better, ids[at], carry[1]),
+        ), None
 
     return lax.scan(step, (best, best_id), jnp.arange(0, c, size))[0]
 
@@ -81,7 +90,7 @@ def _nearest(
 def _around(
     visit: Callable[[Any, Classes], Any], carry: Any, block: Classes, axis_name: str | None
 ) -> Any:
-    """visit(carry, block) for the block of every device in turn, each passed on to the next device."""
+    """visit(carry, block) for every device's block in turn, each passed on to the next device."""
     if axis_name is None:
         return visit(carry, block)
     devices = lax.axis_size(axis_name)

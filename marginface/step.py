@@ -132,7 +132,7 @@ def make(
             "step": step + 1,
         }
         metrics["train/learning_rate"] = rate
-        metrics["train/gradient_norm"] = optax.global_norm(grads)
+        metrics["train/gradient_norm"] = optax.tree.norm(grads)
         finite = jnp.stack([jnp.all(jnp.isfinite(m)) for m in metrics.values()]).all()
         state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return state, metrics
@@ -159,4 +159,3 @@ def make(
         ),
         embed=jax.jit(embed, in_shardings=(placed, by_batch), out_shardings=replicated),
     )
-

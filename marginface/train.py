@@ -29,8 +29,20 @@ class DivergedError(Exception):
     """A loss or gradient was not finite; the last good checkpoint stands."""
 
 
-def train(config: Config, workdir: pathlib.Path, *, allow_changed_data: bool = False) -> bool:
+def train(
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    command: str | None = None,
+    allow_changed_data: bool = False,
+) -> bool:
     """Trains as `config` says in the folder `workdir`; continues what is there.
+
+    Args:
+      config: as the files in experiments/ make it.
+      workdir: the run folder.
+      command: what the user typed, for the report.
+      allow_changed_data: continue though the data set is not the one the run began with.
 
     Returns:
       True when the run is complete, False when SIGTERM stopped it after saving.
@@ -87,7 +99,7 @@ def train(config: Config, workdir: pathlib.Path, *, allow_changed_data: bool = F
     evaluators = [
         *verifications,
         geometry.Evaluator(
-            lambda state: prototype_weights(state["params"]["prototypes"]),
+            lambda state: objective.weights(state["params"]["prototypes"]),
             num_classes=faces.num_classes,
             chunk_size=config.loss.chunk_size or None,
             mesh=mesh,
@@ -139,9 +151,10 @@ def train(config: Config, workdir: pathlib.Path, *, allow_changed_data: bool = F
             at, arrays = pending.popleft()
             values = {k: float(v) for k, v in arrays.items()}
             if bad := metrics.not_finite(values):
+                good = max(checkpoints.steps(), default=None)
                 raise DivergedError(
-                    f"step {at}: {', '.join(bad)} not finite; checkpoints in {workdir} end at the "
-                    f"last good step {checkpoints.latest_step()}; lower the learning rate or margin"
+                    f"step {at}: {', '.join(bad)} not finite; the last good checkpoint in "
+                    f"{workdir} is that of step {good}; lower the learning rate or the margin"
                 )
             unreadable += int(values.pop("data/unreadable"))
             window.append(values)
@@ -209,6 +222,7 @@ def train(config: Config, workdir: pathlib.Path, *, allow_changed_data: bool = F
             evaluators=verifications,
             mesh=mesh,
             seconds=seconds_before + time.monotonic() - started,
+            command=command,
         )
     return True
 
@@ -232,11 +246,6 @@ def make_model(config: Config) -> Any:
     return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
 
 
-def prototype_weights(prototypes: Any) -> Any:
-    """W [c, d], without the bias that the linear similarity has beside it."""
-    return getattr(prototypes, "weight", prototypes)
-
-
 def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:
     """A jitted function: batch → images, labels, number of unreadable images skipped."""
     by_batch = NamedSharding(mesh, P(sharding.AXIS))
@@ -250,7 +259,9 @@ def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:
 def image_shape_of(faces: Faces) -> tuple[int, ...]:
     """[h, w, 3] of the network's input, without making an image."""
     record = faces.decode(faces.source[0])
-    batch = {k: jax.ShapeDtypeStruct((1, *np.shape(v)), np.asarray(v).dtype) for k, v in record.items()}
+    batch = {
+        k: jax.ShapeDtypeStruct((1, *np.shape(v)), np.asarray(v).dtype) for k, v in record.items()
+    }
     return jax.eval_shape(faces.to_images, batch).shape[1:]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ __all__ = ["Faces", "Pairs", "RandomAccess", "Record"]
 Record = dict[str, Any]
 
 
+@runtime_checkable
 class RandomAccess(Protocol):
     """Anything with a length whose items are records: dicts of numpy values."""
 

@@ -2,12 +2,14 @@
 
 A head is an ellipsoid whose width changes with height, with bumps along z for nose, sockets, lips
 and so on. Each pixel's ray meets it in closed form; a second pass corrects the bumps' parallax.
-Features are painted in head coordinates with edges one pixel wide, so that they turn with the
-head. Hair is a second, larger ellipsoid with an opening for the face. Units: half a head's
-height; x to the picture's right, y up, z towards the camera. Colours are [3, 1, 1], planes [h, w].
+Features are painted in head coordinates with edges about a pixel wide, so that they turn with the
+head. Hair is a second, larger ellipsoid with an opening for the face.
+
+Units: half a head's height; x to the picture's right, y up, z towards the camera; a picture point
+is (u, v). Colours are [3, 1, 1] and linear while light falls on them, planes [h, w].
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,47 +17,120 @@ import numpy as np
 
 from marginface.typing import Array, Float
 
-_SKIN = np.array([[0.97, 0.83, 0.75], [0.87, 0.67, 0.54], [0.66, 0.45, 0.33], [0.36, 0.23, 0.17]])
-_HAIR = np.array(
-    [[0.06, 0.05, 0.05], [0.22, 0.13, 0.08], [0.45, 0.27, 0.14], [0.83, 0.66, 0.38]]
+__all__ = ["Shot", "Traits", "draw", "draw_shot", "draw_traits"]
+
+_SKIN = np.array(
+    [[0.95, 0.80, 0.72], [0.87, 0.68, 0.56], [0.70, 0.50, 0.38], [0.42, 0.28, 0.21]], np.float32
 )
-_EYES = np.array([[0.16, 0.09, 0.05], [0.36, 0.24, 0.10], [0.30, 0.42, 0.24], [0.35, 0.52, 0.68]])
+_HAIR = np.array(
+    [[0.07, 0.06, 0.06], [0.24, 0.15, 0.10], [0.46, 0.29, 0.17], [0.82, 0.67, 0.42]], np.float32
+)
+_EYES = np.array(
+    [[0.18, 0.10, 0.06], [0.36, 0.24, 0.12], [0.34, 0.42, 0.26], [0.40, 0.52, 0.64]], np.float32
+)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 _BLOCK = 8
-_DCT = np.cos(np.pi * np.arange(_BLOCK)[:, None] * (np.arange(_BLOCK) + 0.5) / _BLOCK) / 2
-_DCT[0] /= np.sqrt(2)
-_DCT = _DCT.astype(np.float32)
+_waves_1d = np.cos(np.pi * np.arange(_BLOCK)[:, None] * (np.arange(_BLOCK) + 0.5) / _BLOCK) / 2
+_DCT = (_waves_1d * np.where(np.arange(_BLOCK) == 0, np.sqrt(0.5), 1.0)[:, None]).astype(np.float32)
+
+Planes = tuple[Any, Any, Any]
 
 
 class _Draws:
-    """Uniform numbers of one key, handed out one after another."""
+    """Random numbers of one key, handed out one after another."""
 
     def __init__(self, key: Array, count: int):
-        self._numbers = iter(jax.random.uniform(key, (count,)))
+        u = jax.random.uniform(key, (3, count))
+        self._flat, self._bell = iter(u[0]), iter(u[1] + u[2] - 1.0)
 
     def uniform(self, low=0.0, high=1.0):
-        return low + (high - low) * next(self._numbers)
+        return low + (high - low) * next(self._flat)
 
     def about(self, middle, spread):
-        """Bell-shaped (mean of two uniforms) on middle ± spread."""
-        return middle + spread * (next(self._numbers) + next(self._numbers) - 1.0)
+        """Triangular on middle ± spread."""
+        return middle + spread * next(self._bell)
 
     def chance(self, probability):
-        return (next(self._numbers) < probability).astype(jnp.float32)
+        return (next(self._flat) < probability).astype(jnp.float32)
 
-    def point(self, low=-1.0, high=1.0):
-        return self.uniform(low, high), self.uniform(low, high)
+    def color(self, low, high):
+        return jnp.stack([self.uniform(low, high) for _ in range(3)])
 
 
 def _ramp(table, position):
     """Colour [3] at `position` in 0..1 along the rows of `table`."""
-    stops = jnp.linspace(0.0, 1.0, len(table))
-    table = jnp.asarray(table, jnp.float32)
-    return jnp.stack([jnp.interp(position, stops, table[:, i]) for i in range(3)])
+    row = position * (len(table) - 1)
+    return sum(color * jnp.maximum(1 - jnp.abs(row - i), 0) for i, color in enumerate(table))
+
+
+def _mix(a, b, t):
+    return a + (b - a) * t
+
+
+def _step(low, high, value):
+    """0 at `low`, 1 at `high`, straight between."""
+    return jnp.clip((value - low) * (1.0 / (high - low)), 0.0, 1.0)
+
+
+def _inside(distance, width):
+    """Coverage of a pixel by a shape: `distance` > 0 inside, the edge `width` wide."""
+    return jnp.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
+
+
+def _bell(r2):
+    """Close to exp(-r²), but cheap and zero from r = 2 on."""
+    q = jnp.maximum(1 - 0.25 * r2, 0.0)
+    return (q * q) * (q * q)
+
+
+def _spot(x, y, width, height):
+    x, y = x * (1.0 / width), y * (1.0 / height)
+    return _bell(x * x + y * y)
+
+
+def _line(distance, width):
+    return _bell((distance * (1.0 / width)) ** 2)
+
+
+def _length(x, y):
+    return jnp.sqrt(x * x + y * y + 1e-9)
+
+
+def _zigzag(x):
+    """Period 1, between -1 and 1."""
+    return 4 * jnp.abs(x - jnp.floor(x) - 0.5) - 1
+
+
+def _grain(x, phases):
+    """Irregular stripes along x, about -1 to 1, with a mean frequency of about 1."""
+    bent = 1.83 * x + 0.3 * _zigzag(0.37 * x)
+    return 0.5 * (_zigzag(x + phases[0]) + _zigzag(bent + phases[1]))
+
+
+def _cells(x, y, seed):
+    """White noise in 0..1 of unit cells; x, y > 0."""
+    h = jnp.floor(x).astype(jnp.uint32) * np.uint32(0x9E3779B1)
+    h = h + jnp.floor(y).astype(jnp.uint32) * np.uint32(0x85EBCA77) + seed
+    h = (h ^ (h >> 15)) * np.uint32(0x2C1B3C6D)
+    h = (h ^ (h >> 12)) * np.uint32(0x297A2D39)
+    return (h >> 8).astype(jnp.float32) * np.float32(2**-24)
+
+
+def _column(color):
+    return jnp.asarray(color, jnp.float32)[:, None, None]
+
+
+def _unit(x, y, z):
+    r = jax.lax.rsqrt(x * x + y * y + z * z + 1e-9)
+    return x * r, y * r, z * r
+
+
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 class Traits(NamedTuple):
-    """All that makes an identity; lengths in half head heights, the rest in 0..1."""
+    """All that makes an identity: lengths in half head heights, amounts from 0 to 1."""
 
     width: Array
     depth: Array
@@ -68,12 +143,10 @@ class Traits(NamedTuple):
     blush: Array
     mottle: Array
     oily: Array
-    texture: Array  # integer that seeds skin cells
     age: Array
     freckles: Array
-    mole_x: Array  # [3]
-    mole_y: Array  # [3]
-    mole_size: Array  # [3]
+    phases: Array  # [4]: of all textures
+    marks: Array  # [3, 3]: x, y, radius of three moles
     scar: Array  # [4]: x, y, slope, presence
     eye_x: Array
     eye_y: Array
@@ -91,6 +164,7 @@ class Traits(NamedTuple):
     brow_slope: Array
     brow_gap: Array
     brow_length: Array
+    brow_color: Array  # [3]
     nose_y: Array
     nose_width: Array
     nose_height: Array
@@ -98,21 +172,23 @@ class Traits(NamedTuple):
     nose_wings: Array
     mouth_y: Array
     mouth_width: Array
+    mouth_curve: Array
     upper_lip: Array
     lower_lip: Array
-    bow: Array
-    mouth_curve: Array
+    cupid_bow: Array
     lip_color: Array  # [3]
+    hair: Array
     hair_color: Array  # [3]
-    brow_color: Array  # [3]
     hair_volume: Array
     hair_line: Array
-    hair_peak: Array
+    hair_top: Array
+    hair_recede: Array
+    hair_sweep: Array
     hair_side: Array
     hair_back: Array
-    hair_part: Array
     hair_curl: Array
     fringe: Array
+    bun: Array
     ear_size: Array
     ear_out: Array
     beard: Array
@@ -123,96 +199,103 @@ class Traits(NamedTuple):
 
 def draw_traits(key: Array) -> Traits:
     """Identity parameters of one key."""
-    d = _Draws(key, 160)
-    feminine = jnp.clip(d.about(0.5, 1.1), 0, 1)
+    d = _Draws(key, 80)
+    male = jnp.clip(d.about(0.5, 1.1), 0, 1)
+    female = 1 - male
     age = d.uniform() ** 1.4
     tone = d.uniform()
-    skin = _ramp(_SKIN, tone) * jnp.stack([d.about(1, 0.05), d.about(1, 0.05), d.about(1, 0.08)])
-    lightness = d.uniform() * jnp.clip(1.3 - 1.5 * tone, 0.12, 1.0)
-    hair = _ramp(_HAIR, lightness) * d.about(1, 0.15)
-    red = d.chance(0.1) * jnp.clip(1 - 2 * tone, 0, 1)
-    hair = hair + red * (jnp.array([0.55, 0.22, 0.08]) - hair)
+    skin = _ramp(_SKIN, tone) * (1 + d.about(0, 0.06) * np.array([0.3, 0, -1], np.float32))
+
+    hair = _ramp(_HAIR, d.uniform() * jnp.clip(1.35 - 1.5 * tone, 0.12, 1.0))
+    red = d.chance(0.15) * jnp.clip(1 - 2 * tone, 0, 1)
+    hair = _mix(hair, np.array([0.52, 0.25, 0.12], np.float32), red)
     grey = jnp.clip((age - d.uniform(0.45, 1.0)) * 4, 0, 1)
-    brow = hair * 0.75
-    hair = hair + grey * (d.uniform(0.5, 0.85) - hair)
-    brow = brow + 0.5 * grey * (0.45 - brow)
-    male = 1 - feminine
-    bald = d.chance(0.25 * male * (0.3 + age))
-    long = d.chance(0.1 + 0.7 * feminine) * (1 - bald)
-    fringe = d.chance(0.3) * (1 - bald)
-    tied = d.chance(0.25) * feminine
-    makeup = d.chance(0.5) * feminine
-    bearded = d.chance(0.3) * jnp.clip(2 * male - 0.4, 0, 1)
-    lip = skin * jnp.array([0.86, 0.62, 0.62]) * d.about(1.0, 0.1)
-    rouge = jnp.stack([d.uniform(0.5, 0.8), d.uniform(0.08, 0.3), d.uniform(0.15, 0.35)])
-    lip = lip + 0.75 * makeup * (rouge - lip)
+    brow = _mix(0.75 * hair, 0.45, 0.5 * grey)
+    hair = _mix(hair, d.uniform(0.45, 0.8), grey)
+
+    thinning = male * (0.15 + age)
+    shaved = d.chance(0.16 * thinning)
+    horseshoe = d.chance(0.2 * thinning) * (1 - shaved)
+    crop = (1 - d.chance(0.15 + 0.7 * female)) * (1 - horseshoe)
+    long = (1 - crop) * (1 - horseshoe) * (1 - d.chance(0.3))
+    fringe = d.chance(0.33) * (1 - horseshoe)
+    afro = d.chance(0.06 + 0.2 * tone) * (1 - horseshoe)
+    line = _mix(d.about(0.64, 0.13), d.uniform(0.3, 0.46), fringe)
+    long_side, long_back = d.uniform(-1.6, -0.2), d.uniform(-1.8, -0.7)
+
+    makeup = d.chance(0.5) * female
+    lip = skin * np.array([0.88, 0.66, 0.66], np.float32) * d.about(1.0, 0.1)
+    rouge = jnp.stack([d.uniform(0.5, 0.75), d.uniform(0.12, 0.3), d.uniform(0.16, 0.36)])
+    bearded = d.chance(0.35) * jnp.clip(2 * male - 0.4, 0, 1)
+    marks = [
+        jnp.stack([d.about(0, 0.6), d.uniform(-0.85, 0.45), d.uniform(0.018, 0.05) * d.chance(0.4)])
+        for _ in range(3)
+    ]
+    scar = [d.about(0, 0.5), d.uniform(-0.8, 0.4), d.about(0.0, 2.5), d.chance(0.15)]
     return Traits(
-        width=d.about(0.73, 0.1),
+        width=d.about(0.735, 0.1),
         depth=d.about(0.82, 0.08),
-        jaw=d.about(0.02 + 0.07 * male, 0.16),
+        jaw=d.about(0.06 + 0.06 * male, 0.16),
         cheekbone=d.about(0.03, 0.07),
-        forehead=d.about(0.02, 0.08),
+        forehead=d.about(0.05, 0.08),
         chin=d.about(0.04 + 0.04 * male, 0.06),
-        crooked=d.about(0.0, 0.05),
+        crooked=d.about(0.0, 0.06),
         skin=skin,
-        blush=d.uniform(0.0, 0.3) * (1 - 0.7 * tone),
-        mottle=d.uniform(0.0, 0.12),
+        blush=d.uniform(0.0, 0.35) * (1 - 0.8 * tone),
+        mottle=d.uniform(0.0, 0.08),
         oily=d.uniform(0.05, 0.3),
-        texture=d.uniform(0.0, 4096.0),
         age=age,
-        freckles=d.chance(0.3) * d.uniform(0.2, 0.6) * jnp.clip(1.4 - 2 * tone, 0, 1),
-        mole_x=jnp.stack([d.about(0, 0.6) for _ in range(3)]),
-        mole_y=jnp.stack([d.uniform(-0.85, 0.45) for _ in range(3)]),
-        mole_size=jnp.stack([d.uniform(0.02, 0.05) * d.chance(0.45) for _ in range(3)]),
-        scar=jnp.stack([d.about(0, 0.5), d.uniform(-0.8, 0.4), d.uniform(-2, 2), d.chance(0.15)]),
-        eye_x=d.about(0.305, 0.045),
+        freckles=d.chance(0.3) * d.uniform(0.3, 0.7) * jnp.clip(1.4 - 2 * tone, 0, 1),
+        phases=jnp.stack([d.uniform() for _ in range(4)]),
+        marks=jnp.stack(marks),
+        scar=jnp.stack(scar),
+        eye_x=d.about(0.305, 0.05),
         eye_y=d.about(0.02, 0.06),
-        eye_width=d.about(0.15, 0.03),
-        eye_open=d.about(0.068, 0.032),
-        eye_slant=d.about(0.08, 0.22),
-        eye_color=_ramp(_EYES, d.uniform() ** (1 + 6 * tone)),
+        eye_width=d.about(0.15, 0.035),
+        eye_open=d.about(0.067, 0.034),
+        eye_slant=d.about(0.08, 0.25),
+        eye_color=_ramp(_EYES, d.uniform() * jnp.clip(1.5 - 1.6 * tone, 0.2, 1)),
         iris=d.about(0.068, 0.012),
         lid=d.uniform(),
-        lashes=0.4 + 0.6 * jnp.clip(feminine + d.about(0, 0.3), 0, 1),
+        lashes=jnp.clip(d.about(0.5 + 0.4 * female, 0.3), 0, 1),
         socket=d.about(0.07, 0.05),
         brow_y=d.about(0.2, 0.06),
-        brow_thick=d.about(0.028 + 0.022 * male, 0.022),
-        brow_arch=d.about(0.035 + 0.03 * feminine, 0.05),
-        brow_slope=d.about(0.0, 0.16),
+        brow_thick=d.about(0.03 + 0.02 * male, 0.024),
+        brow_arch=d.about(0.035 + 0.03 * female, 0.05),
+        brow_slope=d.about(0.0, 0.18),
         brow_gap=d.about(0.13, 0.06),
         brow_length=d.about(0.36, 0.07),
-        nose_y=d.about(-0.34, 0.07),
-        nose_width=d.about(0.105 + 0.03 * tone, 0.04),
-        nose_height=d.about(0.23 - 0.04 * tone, 0.08),
-        nose_bridge=d.about(0.6, 0.4),
-        nose_wings=d.about(0.05, 0.035),
-        mouth_y=d.about(-0.61, 0.055),
-        mouth_width=d.about(0.25, 0.055),
-        upper_lip=d.about(0.05 + 0.015 * feminine + 0.02 * tone, 0.03),
-        lower_lip=d.about(0.072 + 0.015 * feminine + 0.02 * tone, 0.035),
-        bow=d.uniform(0.0, 0.5),
-        mouth_curve=d.about(0.0, 0.5),
-        lip_color=lip,
-        hair_color=hair,
         brow_color=brow,
-        hair_volume=jnp.where(
-            bald == 1, 0.015, d.uniform(0.05, 0.16) + 0.22 * d.chance(0.12 + 0.15 * tone)
-        ),
-        hair_line=jnp.where(
-            bald == 1, 2.0, jnp.where(fringe == 1, d.uniform(0.28, 0.42), d.about(0.63, 0.1))
-        ),
-        hair_peak=d.about(0.0, 0.25) + 0.2 * male * age,
-        hair_side=jnp.where(long * (1 - tied) == 1, d.uniform(-2.2, -0.6), d.uniform(-0.1, 0.3)),
-        hair_back=jnp.where(long * (1 - tied) == 1, d.uniform(-2.2, -0.9), d.uniform(-0.6, -0.3)),
-        hair_part=d.about(0.0, 0.7),
-        hair_curl=d.uniform() * d.chance(0.5),
+        nose_y=d.about(-0.34, 0.08),
+        nose_width=d.about(0.105 + 0.03 * tone, 0.045),
+        nose_height=d.about(0.22 - 0.04 * tone, 0.09),
+        nose_bridge=d.about(0.6, 0.4),
+        nose_wings=d.about(0.055, 0.035),
+        mouth_y=d.about(-0.61, 0.06),
+        mouth_width=d.about(0.25, 0.06),
+        mouth_curve=d.about(0.0, 0.2),
+        upper_lip=d.about(0.047 + 0.015 * female + 0.02 * tone, 0.032),
+        lower_lip=d.about(0.07 + 0.015 * female + 0.02 * tone, 0.038),
+        cupid_bow=d.uniform(0.0, 0.5),
+        lip_color=_mix(lip, rouge, 0.75 * makeup),
+        hair=1 - shaved,
+        hair_color=hair,
+        hair_volume=d.uniform(0.03, 0.14) * (1 - 0.5 * horseshoe) + 0.22 * afro,
+        hair_line=line + 0.6 * horseshoe,
+        hair_top=_mix(3.0, d.uniform(0.25, 0.6), horseshoe),
+        hair_recede=jnp.maximum(d.about(0.0, 0.2) + 0.3 * male * age, 0.0) * (1 - fringe),
+        hair_sweep=d.about(0.0, 0.5),
+        hair_side=_mix(d.uniform(-0.05, 0.3), long_side, long),
+        hair_back=_mix(_mix(d.uniform(-0.15, 0.25), d.uniform(-0.7, -0.3), afro), long_back, long),
+        hair_curl=jnp.maximum(d.uniform() * d.chance(0.5), afro),
         fringe=fringe,
+        bun=d.chance(0.3) * female * (1 - crop) * (1 - long) * (1 - horseshoe),
         ear_size=d.about(0.17, 0.05),
         ear_out=d.about(0.03, 0.04),
         beard=bearded * d.chance(0.7) * d.uniform(0.5, 0.95),
         moustache=bearded * d.chance(0.8) * d.uniform(0.5, 0.95),
-        stubble=male * d.uniform(0.0, 0.3),
-        beard_line=d.about(0.0, 0.15),
+        stubble=male * d.uniform(0.0, 0.35),
+        beard_line=d.about(0.0, 0.16),
     )
 
 
@@ -247,497 +330,499 @@ class Shot(NamedTuple):
     hat_line: Array
     hat_color: Array  # [3]
     shirt: Array  # [3]
-    backdrop: Array  # [4, 3]: the colours of the corners
+    backdrop: Array  # [3, 3]: left, right, and what stands behind the head
+    edge: Array  # [2]: where it stands, and its slope
     blur: Array
     noise: Array
     quantum: Array
 
 
-def draw_shot(key: Array, difficulty: float | Array) -> Shot:
+def draw_shot(key: Array, difficulty: Any) -> Shot:
     """Nuisance parameters of one key; their spread grows with `difficulty`."""
-    d = _Draws(key, 96)
+    d = _Draws(key, 48)
     hard = jnp.asarray(difficulty, jnp.float32)
-    side = d.about(0.0, 0.25 + 1.0 * hard)
-    height = d.about(0.45, 0.2 + 0.4 * hard)
-    light = jnp.stack([side, height, jnp.asarray(1.0)])
-    warmth = d.about(0.0, 0.03 + 0.12 * hard)
-    hats = d.chance(0.09 * hard)
+    light = _unit(d.about(0.0, 0.3 + 1.1 * hard), d.about(0.4, 0.2 + 0.5 * hard), 1.0)
+    warm, green = d.about(0.0, 0.03 + 0.22 * hard), d.about(0.0, 0.01 + 0.06 * hard)
     glasses = d.chance(0.16 * hard)
-    base = jnp.stack([d.uniform(0.1, 0.85) for _ in range(3)])
-    vary = 0.12 + 0.2 * hard
+    wall, tint = d.about(0.55, 0.08 + 0.4 * hard), 0.03 + 0.15 * hard
     return Shot(
-        yaw=d.about(0.0, 0.05 + 0.5 * hard),
-        pitch=d.about(0.0, 0.03 + 0.22 * hard),
-        roll=d.about(0.0, 0.02 + 0.14 * hard),
-        scale=1 + d.about(0.0, 0.02 + 0.09 * hard),
-        shift_x=d.about(0.0, 0.02 + 0.08 * hard),
-        shift_y=d.about(0.0, 0.02 + 0.08 * hard),
+        yaw=d.about(0.0, 0.05 + 0.55 * hard),
+        pitch=d.about(0.0, 0.03 + 0.25 * hard),
+        roll=d.about(0.0, 0.02 + 0.16 * hard),
+        scale=1 + d.about(0.0, 0.02 + 0.1 * hard),
+        shift_x=d.about(0.0, 0.02 + 0.1 * hard),
+        shift_y=d.about(0.0, 0.02 + 0.1 * hard),
         distance=d.uniform(4.0, 8.0),
-        light=light / jnp.linalg.norm(light),
-        light_color=jnp.stack([1 + warmth, 1 + d.about(0.0, 0.03 * hard), 1 - warmth]),
-        ambient=d.about(0.5, 0.08 + 0.13 * hard),
-        exposure=1 + d.about(0.0, 0.04 + 0.2 * hard),
-        contrast=d.about(0.0, 0.03 + 0.12 * hard),
-        smile=d.about(0.1, 0.15 + 0.5 * hard),
-        mouth_open=jnp.maximum(d.about(-0.3, 0.15 + 0.6 * hard), 0.0),
+        light=jnp.stack(light),
+        light_color=jnp.stack([1 + warm, 1 + green, 1 - warm]),
+        ambient=d.about(0.42, 0.06 + 0.14 * hard),
+        exposure=1 + d.about(0.0, 0.05 + 0.35 * hard),
+        contrast=d.about(0.0, 0.03 + 0.15 * hard),
+        smile=d.about(0.1, 0.15 + 0.6 * hard),
+        mouth_open=jnp.maximum(d.about(-0.3, 0.15 + 0.7 * hard), 0.0),
         brow_raise=d.about(0.0, 0.2 + 0.5 * hard),
-        eyelid=jnp.clip(1 - jnp.maximum(d.about(0.0, 0.05 + 0.4 * hard), -0.2), 0.1, 1.2),
+        eyelid=jnp.clip(d.about(1.0, 0.05 + 0.4 * hard), 0.1, 1.2),
         gaze_x=d.about(0.0, 0.2 + 0.5 * hard),
         gaze_y=d.about(0.0, 0.1 + 0.3 * hard),
-        hair_mess=d.about(0.0, 0.2 + 0.4 * hard),
-        beard_growth=d.about(0.0, 0.1 + 0.35 * hard),
+        hair_mess=d.about(0.0, 0.2 + 0.5 * hard),
+        beard_growth=d.about(0.0, 0.1 + 0.4 * hard),
         glasses=glasses,
         sunglasses=glasses * d.chance(0.12 * hard),
         glasses_size=d.about(0.19, 0.05),
-        glasses_color=_ramp(_HAIR, d.uniform()) * 0.8,
-        hat=hats,
-        hat_line=d.uniform(0.3, 0.55),
-        hat_color=jnp.stack([d.uniform(0.05, 0.8) for _ in range(3)]),
-        shirt=jnp.stack([d.uniform(0.05, 0.9) for _ in range(3)]),
+        glasses_color=0.8 * _ramp(_HAIR, d.uniform()),
+        hat=d.chance(0.09 * hard),
+        hat_line=d.uniform(0.32, 0.55),
+        hat_color=d.color(0.05, 0.75),
+        shirt=d.color(0.05, 0.9),
         backdrop=jnp.stack(
-            [base + vary * jnp.stack([d.uniform(-1, 1) for _ in range(3)]) for _ in range(4)]
+            [wall + d.about(0, 0.05 + 0.2 * hard) + d.color(-tint, tint) for _ in range(3)]
         ),
-        blur=d.uniform() ** 2 * 0.55 * hard,
-        noise=0.004 + d.uniform() ** 2 * 0.05 * hard,
+        edge=jnp.stack([d.uniform(-1.0, 1.0), d.about(0.0, 0.3)]),
+        blur=d.uniform() ** 2 * (0.1 + 0.8 * hard),
+        noise=0.004 + d.uniform() ** 2 * 0.035 * hard,
         quantum=0.01 + d.uniform() ** 2 * 0.16 * hard,
     )
 
 
-def _mix(a, b, t):
-    return a + (b - a) * t
+class _View(NamedTuple):
+    """The camera: rays and light in head coordinates."""
+
+    frame: tuple[Any, Any]  # picture coordinates in -1..1
+    upright: tuple[Any, Any]  # the same without shift, scale and roll
+    pixel: Array
+    origin: Planes
+    ray: Planes
+    light: Planes
+    eye: Planes
+    turn: tuple[Array, Array, Array, Array]  # cos and sin of yaw, of pitch
+
+    def to_view(self, x, y, z):
+        cos_yaw, sin_yaw, cos_pitch, sin_pitch = self.turn
+        x, z = cos_yaw * x + sin_yaw * z, cos_yaw * z - sin_yaw * x
+        return x, cos_pitch * y - sin_pitch * z, cos_pitch * z + sin_pitch * y
+
+    def at(self, t):
+        return tuple(o + t * r for o, r in zip(self.origin, self.ray, strict=True))
+
+    def lit(self, normal, wrap):
+        return jnp.maximum((_dot(normal, self.light) + wrap) * (1.0 / (1 + wrap)), 0.0)
 
 
-def _step(low, high, value):
-    """0 below `low`, 1 above `high`, straight between."""
-    return jnp.clip((value - low) / (high - low), 0.0, 1.0)
+def _look(s: Shot, size: int) -> _View:
+    grid = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (2.0 / size) - 1.0
+    right, up = jnp.broadcast_arrays(grid[None, :], -grid[:, None])
+    zoom = 1.3 / s.scale
+    u, v = zoom * right - s.shift_x, zoom * up - s.shift_y + 0.03
+    cos, sin = jnp.cos(s.roll), jnp.sin(s.roll)
+    u, v = cos * u + sin * v, cos * v - sin * u
+    cos_yaw, sin_yaw = jnp.cos(s.yaw), jnp.sin(s.yaw)
+    cos_pitch, sin_pitch = jnp.cos(s.pitch), jnp.sin(s.pitch)
+
+    def to_head(x, y, z):
+        y, z = cos_pitch * y + sin_pitch * z, cos_pitch * z - sin_pitch * y
+        return cos_yaw * x - sin_yaw * z, y, cos_yaw * z + sin_yaw * x
+
+    near = -1.0 / s.distance
+    return _View(
+        frame=(right, up),
+        upright=(u, v),
+        pixel=zoom * (2.0 / size),
+        origin=to_head(u, v, 0.0),
+        ray=to_head(u * near, v * near, 1.0),
+        light=to_head(s.light[0], s.light[1], s.light[2]),
+        eye=to_head(0.0, 0.0, 1.0),
+        turn=(cos_yaw, sin_yaw, cos_pitch, sin_pitch),
+    )
 
 
-def _bell(x, y, width, height):
-    return jnp.exp(-((x / width) ** 2) - (y / height) ** 2)
-
-
-def _cells(x, y, seed):
-    """White noise in 0..1 of unit cells; `seed` moves the pattern."""
-    i = jnp.floor(x).astype(jnp.int32).astype(jnp.uint32)
-    j = jnp.floor(y).astype(jnp.int32).astype(jnp.uint32)
-    h = i * np.uint32(0x9E3779B1) + j * np.uint32(0x85EBCA77)
-    h = h + seed.astype(jnp.uint32) * np.uint32(0xC2B2AE3D)
-    h = (h ^ (h >> 15)) * np.uint32(0x2C1B3C6D)
-    h = (h ^ (h >> 12)) * np.uint32(0x297A2D39)
-    return (h >> 8).astype(jnp.float32) * np.float32(2**-24)
-
-
-def _column(color):
-    return color[:, None, None]
-
-
-def _bumps(t: Traits, s: Shot):
-    """Rows (x, y, width, height, above, amount): bumps on both sides where x > 0.
-
-    `above` is the vertical extent above the middle, `height` the one below.
-    """
-    open_y = 0.06 * s.mouth_open
-    smile = jnp.maximum(s.smile, 0.0)
-    mouth = t.mouth_y
-    nose_top = t.eye_y - t.nose_y
-    return [
-        (0.0, t.nose_y, 0.75 * t.nose_width, 0.09, nose_top * 0.85, 0.85 * t.nose_height),
-        (0.0, t.nose_y + 0.02, 0.8 * t.nose_width, 0.09, 0.1, 0.35 * t.nose_height),
-        (0.0, t.eye_y - 0.05, 0.09, 0.2, 0.2, 0.09 * t.nose_bridge),
-        (t.nose_width, t.nose_y - 0.02, 0.055, 0.06, 0.07, t.nose_wings),
-        (t.eye_x, t.eye_y + 0.17, 0.24, 0.08, 0.1, 0.045),
-        (t.eye_x, t.eye_y, 0.16, 0.11, 0.11, -t.socket - 0.02),
-        (t.eye_x, t.eye_y, 0.1, 0.08, 0.08, 0.04),
-        (0.43, -0.24 + 0.03 * smile, 0.2, 0.16, 0.16, 0.05 + t.cheekbone * 0.4 + 0.04 * smile),
-        (0.42, -0.55, 0.13, 0.2, 0.2, -0.05 * t.age - 0.01),
-        (0.0, mouth, t.mouth_width, 0.13 + open_y, 0.13, 0.04),
-        (0.0, mouth - 0.16 - open_y, 0.15, 0.05, 0.05, -0.035),
-        (0.0, -0.87, 0.17, 0.12, 0.12, t.chin + 0.04),
-    ]
-
-
-def _relief(bumps, x, y):
-    """Height of the bumps at (x, y) and its two slopes."""
-    side = jnp.abs(x)
-    sign = jnp.where(x < 0, -1.0, 1.0)
-    height = slope_x = slope_y = jnp.zeros_like(x)
-    for cx, cy, width, below, above, amount in bumps:
-        u = ((x - cx) if isinstance(cx, float) and cx == 0.0 else (side - cx)) / width
-        mirror = 1.0 if isinstance(cx, float) and cx == 0.0 else sign
-        extent = jnp.where(y > cy, above, below)
-        v = (y - cy) / extent
-        g = amount * jnp.exp(-u * u - v * v)
-        height = height + g
-        slope_x = slope_x - 2 * u / width * mirror * g
-        slope_y = slope_y - 2 * v / extent * g
-    return height, slope_x, slope_y
+def _meet(origin, ray, a, b, c):
+    """Where rays meet the ellipsoid (a, b, c): nearest t, farthest t, room inside the outline."""
+    a, b, c = 1.0 / a, 1.0 / b, 1.0 / c
+    ox, oy, oz = origin[0] * a, origin[1] * b, origin[2] * c
+    dx, dy, dz = ray[0] * a, ray[1] * b, ray[2] * c
+    inverse = 1.0 / (dx * dx + dy * dy + dz * dz)
+    middle = -(ox * dx + oy * dy + oz * dz) * inverse
+    room = middle * middle - (ox * ox + oy * oy + oz * oz - 1.0) * inverse
+    root = jnp.sqrt(jnp.maximum(room, 1e-6))
+    return middle + root, middle - root, room
 
 
 def _half_width(t: Traits, y):
-    """Half width of the head at height y, and its derivative."""
-    value, slope = 1.0, 0.0
+    """Half width of the head at height y, and its slope."""
+    width, slope = 1.0, 0.0
     for amount, middle, extent in (
-        (t.jaw, -0.66, 0.26),
+        (t.jaw, -0.68, 0.26),
         (t.cheekbone, -0.12, 0.22),
         (t.forehead, 0.5, 0.35),
     ):
-        v = (y - middle) / extent
-        g = amount * jnp.exp(-v * v)
-        value = value + g
-        slope = slope - 2 * v / extent * g
-    return t.width * value, t.width * slope
+        r = (y - middle) * (1.0 / extent)
+        q = jnp.maximum(1 - 0.25 * r * r, 0.0)
+        cube = amount * q * q * q
+        width, slope = width + cube * q, slope - (2 / extent) * r * cube
+    return t.width * width, t.width * slope
 
 
-def _meet(o, d, a, b, c):
-    """Where rays o + t·d meet the ellipsoid (a, b, c): near t, far t, discriminant."""
-    ox, oy, oz = o[0] / a, o[1] / b, o[2] / c
-    dx, dy, dz = d[0] / a, d[1] / b, d[2] / c
-    aa = dx * dx + dy * dy + dz * dz
-    bb = ox * dx + oy * dy + oz * dz
-    cc = ox * ox + oy * oy + oz * oz - 1.0
-    disc = bb * bb - aa * cc
-    root = jnp.sqrt(jnp.maximum(disc, 1e-6))
-    return (-bb + root) / aa, (-bb - root) / aa, disc / aa
+def _relief(t: Traits, s: Shot, x, y):
+    """Height of nose, sockets, lips ... at (x, y) and its two slopes."""
+    smile, gap = jnp.maximum(s.smile, 0.0), 0.06 * s.mouth_open
+    tip, mouth, narrow = t.nose_y, t.mouth_y, t.nose_width
+    bridge = 0.85 * (t.eye_y - tip)
+    middle = [  # y, half width, extent below and above, height
+        (tip, 0.75 * narrow, 0.09, bridge, 0.85 * t.nose_height),
+        (tip + 0.02, 0.8 * narrow, 0.09, 0.1, 0.35 * t.nose_height),
+        (t.eye_y - 0.05, 0.09, 0.2, 0.2, 0.09 * t.nose_bridge),
+        (mouth, t.mouth_width, 0.13 + gap, 0.13, 0.04),
+        (mouth - 0.16 - gap, 0.15, 0.05, 0.05, -0.035),
+        (-0.87, 0.17, 0.12, 0.12, t.chin + 0.04),
+    ]
+    paired = [  # the same after the distance from the middle
+        (narrow, tip - 0.02, 0.055, 0.06, 0.07, t.nose_wings),
+        (t.eye_x, t.eye_y + 0.17, 0.24, 0.08, 0.1, 0.045),
+        (t.eye_x, t.eye_y, 0.16, 0.11, 0.11, -t.socket - 0.02),
+        (t.eye_x, t.eye_y, 0.1, 0.08, 0.08, 0.04),
+        (0.43, 0.03 * smile - 0.24, 0.2, 0.16, 0.16, 0.05 + 0.4 * t.cheekbone + 0.04 * smile),
+        (0.42, -0.55, 0.13, 0.2, 0.2, -0.05 * t.age - 0.01),
+    ]
+
+    def add(bumps, x):
+        height = slope_x = slope_y = jnp.zeros_like(x)
+        for cx, cy, width, below, above, amount in bumps:
+            width, below, above = 1.0 / width, 1.0 / below, 1.0 / above
+            extent = jnp.where(y > cy, above, below)
+            i, j = (x - cx) * width, (y - cy) * extent
+            q = jnp.maximum(1 - 0.25 * (i * i + j * j), 0.0)
+            cube = amount * q * q * q
+            height = height + cube * q
+            slope_x = slope_x - 2 * width * i * cube
+            slope_y = slope_y - 2 * extent * j * cube
+        return height, slope_x, slope_y
+
+    height, slope_x, slope_y = add([(0.0, *bump) for bump in middle], x)
+    more, more_x, more_y = add(paired, jnp.abs(x))
+    return height + more, slope_x + jnp.sign(x) * more_x, slope_y + more_y
 
 
-def _at(o, d, t):
-    return tuple(oi + t * di for oi, di in zip(o, d, strict=True))
+def _head(t: Traits, s: Shot, view: _View):
+    """Point and normal of the head under each pixel, and the coverage by the head."""
+
+    def skull(y):
+        width, slope = _half_width(t, y)
+        return width, slope, jnp.where(y > 0, 0.95, 1.0)
+
+    ox, oy, oz = view.origin
+    width, _, tall = skull(oy)
+    near, _, _ = _meet(view.origin, view.ray, width, tall, t.depth)
+    x, y, _ = view.at(near)
+    width, _, tall = skull(y)
+    lift, _, _ = _relief(t, s, x, y)
+    near, _, room = _meet((ox, oy, oz - lift), view.ray, width, tall, t.depth)
+    x, y, z = view.at(near)
+    width, narrowing, tall = skull(y)
+    lift, slope_x, slope_y = _relief(t, s, x, y)
+    inverse = 1.0 / width
+    flat_x = x * inverse * inverse
+    flat_z = (z - lift) * (1.0 / t.depth**2)
+    normal = _unit(
+        flat_x - flat_z * slope_x,
+        y / (tall * tall) - flat_x * x * inverse * narrowing - flat_z * slope_y,
+        flat_z,
+    )
+    return (x, y), normal, _inside(room, 2 * view.pixel)
 
 
-def _unit(x, y, z):
-    r = jax.lax.rsqrt(x * x + y * y + z * z + 1e-9)
-    return x * r, y * r, z * r
+def _skin(t: Traits, s: Shot, x, y, side):
+    """Albedo and shade of the bare skin: blush, freckles, moles, scar, lines of age, nostrils."""
+    skin = _column(t.skin) ** 2
+    cloud = _grain(3.1 * x + 1.7 * y, t.phases) + _grain(3.3 * y - 1.5 * x, t.phases[1:])
+    fine = _grain(11 * x - 5 * y, t.phases[2:]) + _grain(9 * y + 6 * x, t.phases[1:])
+    red = t.blush * (_spot(side - 0.4, y + 0.25, 0.22, 0.2) + _spot(side, y - t.nose_y, 0.13, 0.13))
+    albedo = skin * (1 + t.mottle * (cloud + (0.5 + t.age) * fine))
+    albedo = albedo * (1 - red * _column([0.0, 1.0, 0.8]))
+
+    fx, fy = 20 * x + 60, 20 * y + 60
+    seed = (t.phases[0] * 65536).astype(jnp.uint32)
+    middle = _length(fx - jnp.floor(fx) - 0.5, fy - jnp.floor(fy) - 0.5)
+    where = (_cells(fx, fy, seed) > 0.55) * _spot(side - 0.2, y + 0.18, 0.45, 0.3)
+    dots = t.freckles * where * _step(0.5, 0.1, middle)
+    for mx, my, radius in t.marks:
+        mole = _step(1.4, 0.6, _length(x - mx, y - my) / jnp.maximum(radius, 0.001))
+        dots = jnp.maximum(dots, 0.75 * mole)
+    albedo = albedo * (1 - dots * _column([0.55, 0.75, 0.85]))
+    sx, sy, slope, there = t.scar[0], t.scar[1], t.scar[2], t.scar[3]
+    turn = jax.lax.rsqrt(1 + slope * slope)
+    along, across = turn * (x - sx + slope * (y - sy)), turn * (y - sy - slope * (x - sx))
+    scar = there * _spot(across, along, 0.02, 0.2)
+    albedo = _mix(albedo, skin * _column([1.2, 0.8, 0.8]), scar)
+
+    ex, ey = side - t.eye_x, y - t.eye_y
+    furrow = _line(_zigzag(5.5 * y + 1.4 * x * x) - 0.9, 0.25) * _spot(x, y - 0.42, 0.4, 0.14)
+    fold = _spot(
+        side - t.nose_width - 0.07 - 0.35 * (t.nose_y - y),
+        y - 0.5 * (t.nose_y + t.mouth_y),
+        0.025,
+        0.15,
+    )
+    bag = _spot(ey + 0.11 - 0.8 * ex * ex, ex, 0.022, 0.13)
+    lines = 0.6 * t.age * furrow + (0.1 + 0.4 * t.age) * bag
+    lines = lines + (0.1 + 0.5 * t.age + 0.3 * jnp.maximum(s.smile, 0)) * fold
+    hole = _spot(side - 0.6 * t.nose_width, y - t.nose_y + 0.075, 0.035, 0.026)
+    under = _spot(side, y - t.nose_y + 0.1, 1.1 * t.nose_width, 0.035)
+    shade = (1 - 0.55 * jnp.minimum(lines, 1)) * (1 - 0.75 * hole) * (1 - 0.35 * under)
+    return albedo, shade
+
+
+def _whiskers(t: Traits, s: Shot, y, side, strand):
+    """Coverage of the skin by beard, moustache and stubble."""
+    jawline = -0.42 + t.beard_line + 0.25 * _step(0.35, 0.7, side) - 0.12 * _step(0.3, 0.0, side)
+    lips = _length(side / (t.mouth_width + 0.03), (y - t.mouth_y) * (1 / 0.16)) - 1
+    low = _step(0.0, 0.18, jawline - y) * _step(0.0, 0.25, lips)
+    high = _inside(0.055 - jnp.abs(y - t.mouth_y - 0.12 + 0.5 * side * side), 0.04)
+    high = high * _step(0.08, 0.0, side - t.mouth_width - 0.02)
+    grown = jnp.maximum(t.beard * low, t.moustache * high) * (1 + 0.3 * strand)
+    rough = t.stubble * jnp.maximum(low, high) * (0.7 + 0.4 * strand)
+    return jnp.clip((1 + s.beard_growth) * (grown + rough), 0.0, 0.95)
+
+
+def _mouth(t: Traits, s: Shot, pixel, albedo, shade, y, side):
+    gap = 0.11 * s.mouth_open
+    width = t.mouth_width * (1 + 0.22 * s.smile)
+    lift = (0.45 / t.mouth_width * s.smile + 0.3 * t.mouth_curve) * side * side
+    my = y - t.mouth_y - lift + 0.5 * gap
+    across = side * (1.0 / width)
+    arc = 1 - across * across
+    thin = 1 - 0.3 * jnp.clip(s.smile, -0.5, 1)
+    bow = 1 - t.cupid_bow * _line(side, 0.045)
+    slit = gap * arc
+    top, bottom = slit + t.upper_lip * thin * arc * bow, slit + t.lower_lip * thin * arc
+    lips = _inside(jnp.minimum(top - my, my + bottom), 1.3 * pixel)
+    hole = _inside(slit - 0.004 - jnp.abs(my), pixel)
+    teeth = hole * _inside(my + 0.25 * gap, pixel)
+    seam = _line(my, 0.018) * _step(1.25, 0.9, across) * (1 - hole)
+    corner = _spot(side - width, my, 0.03, 0.03)
+    lip_tone = _column(t.lip_color) ** 2 * (0.85 + 0.25 * _step(0.0, -0.1, my))
+    albedo = _mix(albedo, lip_tone, 0.85 * lips)
+    albedo = _mix(albedo, _column([0.09, 0.02, 0.02]), hole)
+    albedo = _mix(albedo, _column([0.72, 0.69, 0.63]), teeth)
+    return albedo, shade * (1 - 0.7 * seam) * (1 - 0.45 * corner)
+
+
+def _eyes(t: Traits, s: Shot, pixel, light, albedo, shade, x, y, side):
+    mirror = jnp.sign(x)
+    ex, level = side - t.eye_x, y - t.eye_y
+    ey = level - t.eye_slant * ex
+    across = ex * (1.0 / t.eye_width)
+    arc = t.eye_open * s.eyelid * (1 - across * across)
+    top, bottom = arc * (1.05 - 0.15 * across), -0.75 * arc
+    ball = _inside(jnp.minimum(top - ey, ey - bottom), pixel)
+    gx, gy = ex - mirror * s.gaze_x * 0.06, ey - s.gaze_y * 0.03 - 0.006
+    r = _length(gx, gy)
+    iris, pupil = _inside(t.iris - r, pixel), _inside(0.4 * t.iris - r, pixel)
+    glint = _spot(gx * mirror - 0.4 * t.iris * jnp.sign(light[0]), gy - 0.4 * t.iris, 0.02, 0.02)
+    color = _mix(
+        0.6 - 0.2 * _step(0.4, 1.0, jnp.abs(across)),
+        _column(t.eye_color) ** 2 * (0.8 + 0.8 * r / t.iris),
+        iris,
+    )
+    color = (color * (1 - 0.9 * pupil) + 0.8 * glint * iris) * (1 - 0.5 * _step(0.025, 0, top - ey))
+    reach = _step(1.15, 0.95, jnp.abs(across))
+    lash = t.lashes * _line(ey - top - 0.004, 0.022) * reach
+    lower = 0.35 * t.lashes * _line(ey - bottom, 0.014) * reach
+    crease = (0.2 + 0.4 * t.lid) * _line(ey - top - 0.055, 0.02) * reach
+    hollow = (0.1 + 2.0 * t.socket) * _spot(ex + 0.05, level - 0.05, 0.17, 0.1) * (1 - ball)
+    shade = shade * (1 - 0.85 * lash) * (1 - lower) * (1 - crease) * (1 - hollow)
+    return _mix(albedo, color, ball), shade, ball
+
+
+def _brows(t: Traits, s: Shot, pixel, y, side, strand):
+    along = (side - t.brow_gap) * (1.0 / t.brow_length)
+    curve = t.brow_slope * (side - t.eye_x) + t.brow_arch * (1 - (2 * along - 1.1) ** 2)
+    height = t.eye_y + t.brow_y + curve + s.brow_raise * (0.01 + 0.02 * along)
+    thick = t.brow_thick * (1 - 0.6 * jnp.clip(along, 0, 1) ** 2)
+    brow = _inside(thick - jnp.abs(y - height), 1.5 * pixel)
+    ends = _step(-0.12, 0.06, along) * _step(1.08, 0.85, along)
+    return 0.85 * brow * ends * (1 + 0.15 * strand)
+
+
+def _face(t: Traits, s: Shot, view: _View, point, normal):
+    """The lit face."""
+    x, y = point
+    pixel, side = view.pixel, jnp.abs(x + t.crooked * y)
+    strand = _grain(17 * x + 3 * y, t.phases) * _zigzag(7 * y - 2 * x)
+    albedo, shade = _skin(t, s, x, y, side)
+    fur = _column(t.brow_color) ** 2 * (1 + 0.4 * strand)
+    whiskers = _whiskers(t, s, y, side, strand)
+    albedo = _mix(albedo, fur, whiskers)
+    albedo, shade = _mouth(t, s, pixel, albedo, shade, y, side)
+    albedo, shade, ball = _eyes(t, s, pixel, view.light, albedo, shade, x, y, side)
+    albedo = _mix(albedo, fur, _brows(t, s, pixel, y, side, strand))
+    lamp = _column(s.light_color)
+    half = _unit(*(a + b for a, b in zip(view.light, view.eye, strict=True)))
+    gloss = jnp.maximum(_dot(normal, half), 0.0) ** 16 * (1 - whiskers) * (1 - ball)
+    rim = 0.55 + 0.45 * _step(0.0, 0.55, _dot(normal, view.eye))
+    sky = s.ambient * (0.8 + 0.2 * normal[1])
+    return albedo * (shade * rim) * (lamp * view.lit(normal, 0.2) + sky) + lamp * (
+        0.5 * t.oily * gloss
+    )
+
+
+class _Hair(NamedTuple):
+    """The shell around the head that carries hair or a hat."""
+
+    cover: Array
+    near: Planes
+    far: Planes
+    normal: Planes
+    across: Array
+
+
+def _shell(t: Traits, s: Shot, view: _View) -> _Hair:
+    full = _mix(t.hair_volume, 0.05, s.hat)
+    ox, oy, oz = view.origin
+    low = 1.0 + 0.9 * _step(-0.5, -1.4, t.hair_back)
+    a, c = 1.06 * t.width + full, t.depth + 0.1 + 0.75 * full
+    b = (0.9 + full) * jnp.where(view.upright[1] < 0.12, low, 1.0)
+    near, far, room = _meet((ox, oy - 0.12, oz + 0.08), view.ray, a, b, c)
+    x, y, z = view.at(near)
+    normal = _unit(x * (1 / a**2), (y - 0.12) / (b * b), (z + 0.08) * (1 / c**2))
+    cover = _inside(room, 2 * view.pixel)
+    return _Hair(cover, (x, y, z), view.at(far), normal, jnp.abs(x) * (1.0 / a))
+
+
+def _behind(t: Traits, s: Shot, view: _View, hair: _Hair):
+    """Backdrop, the far side of the hair, neck, shoulders and ears."""
+    u, v = view.upright
+    right, up = view.frame
+    pixel, lamp = view.pixel, _column(s.light_color)
+    wall = [_column(jnp.clip(color, 0.02, 0.98)) ** 2 for color in s.backdrop]
+    picture = _mix(wall[0], wall[1], 0.5 + 0.4 * right + 0.1 * up)
+    picture = _mix(picture, wall[2], _step(-0.06, 0.06, right - s.edge[0] - s.edge[1] * up))
+
+    hair_tint = _column(t.hair_color) ** 2
+    x, y, _ = hair.far
+    below_top = _inside(t.hair_top - y, 4 * pixel)
+    ragged = 0.05 * (1 + s.hair_mess) * _grain(5 * x, t.phases)
+    back = t.hair * hair.cover * below_top * _inside(y - t.hair_back + ragged, 2 * pixel)
+    bun_x, bun_y, _ = view.to_view(0.0, 1.02 + t.hair_volume, -0.35)
+    bun = t.bun * _inside(0.26 - _length(u - bun_x, v - bun_y), pixel)
+    dim = hair_tint * (0.3 * lamp + 0.55 * s.ambient)
+    picture = _mix(picture, dim, jnp.maximum(back, bun))
+
+    skin = _column(t.skin) ** 2
+    chin_x, chin_y, _ = view.to_view(0.0, -0.75, -0.25)
+    nx = (u - 0.6 * chin_x) * (1.0 / (0.53 * t.width))
+    neck = _inside(0.4 * (1 - jnp.abs(nx)), pixel) * _inside(chin_y - v, pixel)
+    bulge = jnp.sqrt(jnp.maximum(1 - nx * nx, 0.05))
+    glow = lamp * jnp.maximum(bulge * s.light[2] + nx * s.light[0], 0.1) + s.ambient
+    picture = _mix(picture, skin * glow * (0.4 + 0.4 * _step(chin_y - 0.3, chin_y - 0.7, v)), neck)
+    collar = 0.2 * chin_y - 1.05 - 0.22 * u * u - 0.15 * _step(0.42, 0.2, jnp.abs(u))
+    cloth = _column(s.shirt) ** 2 * (0.5 * lamp + s.ambient)
+    picture = _mix(picture, cloth, _inside(collar - v, pixel))
+
+    for side in (-1.0, 1.0):
+        ear_x, ear_y, _ = view.to_view(side * (0.97 * t.width + t.ear_out), t.eye_y - 0.1, -0.12)
+        breadth = 0.065 + 0.6 * t.ear_out + 0.08 * jnp.abs(view.turn[1])
+        r = _length((u - ear_x) * (1.0 / breadth), (v - ear_y) * (1.0 / t.ear_size))
+        glow = lamp * (0.8 * jnp.maximum(0.5 + side * s.light[0], 0.15)) + s.ambient
+        tint = skin * _column([1.0, 0.85, 0.82]) * (0.55 + 0.35 * _step(0.3, 0.9, r))
+        picture = _mix(picture, tint * glow, _inside((1 - r) * breadth, pixel))
+    return picture
+
+
+def _before(t: Traits, s: Shot, view: _View, hair: _Hair, picture, head):
+    """The near side of the hair, a hat, glasses."""
+    pixel, lamp = view.pixel, _column(s.light_color)
+    x, y, z = hair.near
+    across, sky = hair.across, s.ambient * (0.8 + 0.2 * hair.normal[1])
+
+    part = x - 0.8 * t.hair_sweep
+    flow = part * (1.25 + 0.35 * jnp.abs(part) - 0.3 * y)
+    flow = flow + 0.05 * t.hair_curl * _zigzag(4.1 * y + t.phases[2])
+    locks = _grain(6.5 * flow, t.phases) + 0.6 * _grain(19 * flow, t.phases[2:])
+    curls = _grain(7 * y + 2 * x, t.phases[1:]) * t.hair_curl
+    strands = 0.85 + 0.2 * locks + 0.25 * curls
+    ragged = (0.02 + 0.05 * t.fringe) * (1 + s.hair_mess) * _grain(5 * x, t.phases)
+    temple = across * across
+    line = t.hair_line + ragged + 0.45 * t.hair_sweep * (x + 0.15) + t.hair_recede * temple
+    line = line - 0.3 * temple * (1 - t.fringe)
+    edge = _mix(line, t.hair_side, _step(0.7, 0.97, across))
+    edge = jnp.where(z > 0.0, edge, t.hair_back)
+    worn = t.hair * hair.cover * _inside(t.hair_top - y, 4 * pixel)
+    front = worn * _inside(y - edge, 3 * pixel)
+    shadow = worn * head * _step(-0.18, 0.05, y - edge) * (1 - front)
+    shine = _line(y - 0.72 + 0.1 * x * x, 0.22) * view.lit(hair.normal, 0.0) * (1 + locks)
+    light = lamp * (1.1 * view.lit(hair.normal, 0.35)) + sky
+    tint = _column(t.hair_color) ** 2 * (strands * light) + lamp * (0.05 * shine)
+    picture = _mix(picture * (1 - 0.35 * shadow), tint, front)
+
+    rise = y - s.hat_line - 0.05 * x
+    knit = (1 - 0.3 * _step(0.16, 0.13, rise)) * (0.85 + 0.15 * _zigzag(9 * x))
+    cap = _column(s.hat_color) ** 2 * knit * (lamp * view.lit(hair.normal, 0.2) + sky)
+    picture = _mix(picture, cap, s.hat * hair.cover * _inside(rise, pixel))
+
+    size = s.glasses_size
+    x, y, _ = view.at((t.depth + 0.03 - view.origin[2]) / view.ray[2])
+    side, y = jnp.abs(x), y - t.eye_y
+    qx, qy = jnp.abs(side - t.eye_x - 0.01) - 0.62 * size, jnp.abs(y + 0.03) - 0.42 * size
+    rim = _length(jnp.maximum(qx, 0), jnp.maximum(qy, 0)) - 0.33 * size
+    bridge = _inside(0.016 - jnp.abs(y - 0.03), pixel) * (side < t.eye_x - 0.8 * size)
+    arm = _inside(0.018 - jnp.abs(y - 0.05), pixel) * (side > t.eye_x + 0.95 * size) * head
+    frame = jnp.maximum(_inside(0.02 - jnp.abs(rim), pixel), jnp.maximum(bridge, arm))
+    lens = _inside(-rim, pixel) * (0.08 * s.glasses + 0.8 * s.sunglasses)
+    metal = _column(s.glasses_color) ** 2 * (0.6 * lamp + s.ambient)
+    return _mix(picture * (1 - lens), metal, s.glasses * frame)
 
 
 def _blur(image, sigma):
     """Gaussian of `sigma` pixels over [3, h, w], five taps."""
-    weights = jnp.exp(-(jnp.arange(3) ** 2) / (2 * sigma**2 + 1e-4))
-    weights = weights / (weights[0] + 2 * weights[1] + 2 * weights[2])
+    taps = jnp.exp(-(np.arange(3) ** 2) / (2 * sigma**2 + 1e-4))
+    taps = taps / (taps[0] + 2 * taps[1] + 2 * taps[2])
     for axis in (1, 2):
-        pad = [(0, 0)] * 3
-        pad[axis] = (2, 2)
         size = image.shape[axis]
-        p = jnp.pad(image, pad, mode="edge")
+        wide = jnp.pad(image, [(2, 2) if k == axis else (0, 0) for k in range(3)], mode="edge")
         image = sum(
-            weights[abs(k - 2)] * jax.lax.slice_in_dim(p, k, k + size, axis=axis) for k in range(5)
+            (
+                taps[abs(k - 2)] * jax.lax.slice_in_dim(wide, k, k + size, axis=axis)
+                for k in range(5)
+            ),
+            start=jnp.zeros_like(image),
         )
     return image
 
 
 def _compress(image, quantum):
-    """Quantise the 8 x 8 cosine transform of [3, h, w], coarser for colour and detail.
+    """Quantise the 8 x 8 cosine transform of [3, h, w], coarser for colour and for detail.
 
-    The staircase q(x) = x - sin(2πx)/2π stands in for rounding: it is continuous, so that two
-    devices that differ in the last bit draw the same picture.
+    The staircase n + 4f³ (n the nearest integer, f the rest) stands in for rounding: it is
+    continuous, so that devices that differ in the last bit draw the same picture.
     """
     _, h, w = image.shape
     luma = (image * _LUMA).sum(0, keepdims=True)
     planes = jnp.concatenate([luma, image[0:1] - luma, image[2:3] - luma])
     blocks = planes.reshape(3, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK)
-    waves = jnp.einsum("ui,cyixj,vj->cyxuv", _DCT, blocks, _DCT)
-    order = np.add.outer(np.arange(_BLOCK), np.arange(_BLOCK))
-    grain = np.stack([1 + 0.4 * order, 2 + 0.8 * order, 2 + 0.8 * order])[:, None, None]
-    q = quantum * jnp.asarray(grain, jnp.float32)
-    level = waves / q
-    waves = q * (level - jnp.sin(2 * jnp.pi * level) / (2 * jnp.pi))
-    planes = jnp.einsum("ui,cyxuv,vj->cyixj", _DCT, waves, _DCT).reshape(3, h, w)
-    luma, red, blue = planes
+    waves = jnp.einsum("ui,cyixj,vj->cyuxv", _DCT, blocks, _DCT, precision="highest")
+    order = np.add.outer(np.arange(_BLOCK), np.arange(_BLOCK))[:, None, :]
+    coarse = np.stack([1 + 0.4 * order, 2 + 0.8 * order, 2 + 0.8 * order])[:, None]
+    step = quantum * coarse.astype(np.float32)
+    level = waves / step
+    whole = jnp.round(level)
+    waves = step * (whole + 4 * (level - whole) ** 3)
+    planes = jnp.einsum("ui,cyuxv,vj->cyixj", _DCT, waves, _DCT, precision="highest")
+    luma, red, blue = planes.reshape(3, h, w)
     green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]
     return luma + jnp.stack([red, green, blue])
 
 
 def draw(t: Traits, s: Shot, key: Array, size: int) -> Float[Array, "3 {size} {size}"]:
-    """The picture, in 0..1 before clipping; `key` draws the sensor noise."""
-    t, s = jax.lax.optimization_barrier((t, s))
-    grid = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (2.0 / size) - 1.0
-    u0, v0 = jnp.broadcast_arrays(grid[None, :], -grid[:, None])
-    zoom = 1.3 / s.scale
-    px = zoom * 2.0 / size
-    cr, sr = jnp.cos(s.roll), jnp.sin(s.roll)
-    pu, pv = zoom * u0 - s.shift_x, zoom * v0 - s.shift_y + 0.04
-    u, v = cr * pu + sr * pv, cr * pv - sr * pu
+    """The picture of `t` as `s` has it, about 0 to 1; `key` draws the sensor noise."""
+    view = _look(s, size)
+    point, normal, head = jax.lax.optimization_barrier(_head(t, s, view))
+    hair = _shell(t, s, view)
+    picture = _mix(_behind(t, s, view, hair), _face(t, s, view, point, normal), head)
+    picture = _before(t, s, view, hair, picture, head)
 
-    cy, sy, cp, sp = jnp.cos(s.yaw), jnp.sin(s.yaw), jnp.cos(s.pitch), jnp.sin(s.pitch)
-
-    def to_head(x, y, z):
-        y, z = cp * y + sp * z, cp * z - sp * y
-        return cy * x - sy * z, y, cy * z + sy * x
-
-    def to_view(x, y, z):
-        x, z = cy * x + sy * z, cy * z - sy * x
-        return x, cp * y - sp * z, cp * z + sp * y
-
-    o = to_head(u, v, jnp.zeros_like(u))
-    d = to_head(-u / s.distance, -v / s.distance, jnp.ones_like(u))
-    light = to_head(*s.light)
-    eye = to_head(0.0, 0.0, 1.0)
-
-    # The head: width and relief depend on the point, so meet it three times.
-    bumps = _bumps(t, s)
-    y = o[1]
-    width, _ = _half_width(t, y)
-    near, _, disc = _meet(o, d, width, 1.0, t.depth)
-    x, y, _ = _at(o, d, near)
-    width, _ = _half_width(t, y)
-    lift, _, _ = _relief(bumps, x, y)
-    near, _, disc = _meet((o[0], o[1], o[2] - lift), d, width, 1.0, t.depth)
-    x, y, z = _at((o[0], o[1], o[2] - lift), d, near)
-    width, narrowing = _half_width(t, y)
-    lift, slope_x, slope_y = _relief(bumps, x, y)
-    nz = z / t.depth**2
-    n = _unit(
-        x / width**2 - nz * slope_x,
-        y - x * x / width**3 * narrowing - nz * slope_y,
-        nz,
-    )
-    head = _step(-0.5, 0.5, disc / (2 * px))
-    x, y, z, n, head = jax.lax.optimization_barrier((x, y, z, n, head))
-
-    def lit(n, wrap):
-        dot = n[0] * light[0] + n[1] * light[1] + n[2] * light[2]
-        return jnp.maximum((dot + wrap) / (1 + wrap), 0.0)
-
-    lamp = _column(s.light_color)
-    sky = s.ambient * (0.8 + 0.2 * n[1])
-    facing = jnp.maximum(n[0] * eye[0] + n[1] * eye[1] + n[2] * eye[2], 0.0)
-    diffuse = lit(n, 0.2)
-    half = _unit(light[0] + eye[0], light[1] + eye[1], light[2] + eye[2])
-    gloss = jnp.maximum(n[0] * half[0] + n[1] * half[1] + n[2] * half[2], 0.0) ** 16
-
-    # Skin.
-    side = jnp.abs(x + t.crooked * y)
-    skin = _column(t.skin) ** 2
-    patch = _cells(9 * x + 40, 9 * y + 40, t.texture) - 0.5
-    pore = _cells(24 * x + 90, 24 * y + 90, t.texture) - 0.5
-    tone = 1 + t.mottle * (patch + pore) * 1.2
-    red = t.blush * (
-        _bell(side - 0.4, y + 0.25, 0.2, 0.18) + 0.7 * _bell(side, y - t.nose_y, 0.12, 0.12)
-    )
-    albedo = skin * tone * (1 - red * np.array([0.0, 1.0, 0.8], np.float32)[:, None, None])
-    fx, fy = 20 * x + 60, 20 * y + 60
-    spot = _cells(fx, fy, t.texture + 7)
-    near_dot = _step(0.5, 0.1, jnp.hypot(fx % 1 - 0.5, fy % 1 - 0.5))
-    spread = _bell(side - 0.2, y + 0.18, 0.45, 0.3)
-    dots = t.freckles * near_dot * (spot > 0.55) * spread
-    for i in range(3):
-        r = jnp.hypot(x - t.mole_x[i], y - t.mole_y[i])
-        dots = jnp.maximum(
-            dots, 0.75 * _step(0.5, -0.5, (r - t.mole_size[i]) / px) * (t.mole_size[i] > 0)
-        )
-    albedo = albedo * (1 - dots * np.array([0.55, 0.75, 0.85], np.float32)[:, None, None])
-    sx, sy_ = x - t.scar[0], y - t.scar[1]
-    along = sx + t.scar[2] * sy_
-    across = (sy_ - t.scar[2] * sx) / jnp.sqrt(1 + t.scar[2] ** 2)
-    scar = t.scar[3] * _bell(across, along, 0.018, 0.2)
-    albedo = _mix(albedo, skin * np.array([1.15, 0.85, 0.85], np.float32)[:, None, None], scar)
-
-    # Lines of age: forehead, beside the mouth, under the eyes.
-    smile_y = 0.45 * s.smile * side * side / t.mouth_width
-    ex, ey = side - t.eye_x, y - t.eye_y
-    wave = jnp.abs((y * 11 + 0.25 * x * x * 11) % 1 - 0.5) * 2
-    lines = t.age * 0.5 * _step(0.75, 1.0, wave) * _bell(x, y - 0.42, 0.4, 0.14)
-    fold = side - t.nose_width - 0.07 - 0.35 * (t.nose_y - y)
-    lines = lines + (0.15 + 0.5 * t.age + 0.3 * jnp.maximum(s.smile, 0)) * _bell(
-        fold, y - 0.5 * (t.nose_y + t.mouth_y), 0.025, 0.15
-    )
-    bags = ey + 0.11 - 0.8 * ex * ex
-    lines = lines + (0.12 + 0.4 * t.age) * _bell(bags, ex, 0.022, 0.13)
-    shade = 1 - 0.55 * jnp.clip(lines, 0, 1)
-
-    # Beard and moustache.
-    strand = _cells(26 * x + 30, 14 * y + 30, t.texture + 3) - 0.5
-    jawline = -0.42 + t.beard_line + 0.25 * _step(0.35, 0.7, side) - 0.12 * _step(0.3, 0.0, side)
-    below_mouth = jnp.hypot(x / (t.mouth_width + 0.03), (y - t.mouth_y) / 0.16) - 1
-    area = _step(0.0, 0.18, jawline - y) * _step(0.0, 0.25, below_mouth)
-    upper = _step(-0.5, 0.5, (0.055 - jnp.abs(y - t.mouth_y - 0.12 + 0.5 * side * side)) / 0.04)
-    upper = upper * _step(0.08, 0.0, side - t.mouth_width - 0.02)
-    growth = 1 + s.beard_growth
-    whiskers = jnp.clip(
-        jnp.maximum(t.beard * area, t.moustache * upper) * growth * (1 + 0.5 * strand)
-        + t.stubble * growth * jnp.maximum(area, upper) * (0.7 + strand),
-        0,
-        0.95,
-    )
-    hair_tint = _column(t.hair_color) ** 2
-    brow_tint = _column(t.brow_color) ** 2
-    albedo = _mix(albedo, brow_tint * (1 + strand), whiskers)
-
-    # Nostrils.
-    hole = _bell(side - 0.6 * t.nose_width, y - t.nose_y + 0.075, 0.035, 0.024)
-    under = _bell(side, y - t.nose_y + 0.1, t.nose_width * 1.1, 0.035)
-    shade = shade * (1 - 0.75 * hole) * (1 - 0.35 * under)
-
-    # Mouth.
-    gap = 0.11 * s.mouth_open
-    my = y - t.mouth_y - smile_y - t.mouth_curve * 0.3 * side * side + 0.5 * gap
-    mw = t.mouth_width * (1 + 0.22 * s.smile)
-    arc = 1 - (side / mw) ** 2
-    bow = 1 - t.bow * _bell(side, 0.0, 0.045, 1.0)
-    thin = 1 - 0.3 * jnp.clip(s.smile, -0.5, 1)
-    top = gap * arc + t.upper_lip * thin * arc * bow
-    bottom = -gap * arc - t.lower_lip * thin * arc
-    lips = _step(-0.5, 0.5, jnp.minimum(top - my, my - bottom) / (1.3 * px))
-    inside = _step(-0.5, 0.5, (gap * arc - 0.004 - jnp.abs(my)) / px)
-    seam = _bell(my, 0.0, 0.016, 1.0) * _step(1.25, 0.9, side / mw)
-    lip_tone = _column(t.lip_color) ** 2 * (0.85 + 0.25 * _step(0.0, -0.1, my))
-    albedo = _mix(albedo, lip_tone, 0.85 * lips)
-    shade = shade * (1 - 0.7 * seam * (1 - inside))
-    corner = _bell(side - mw, my, 0.03, 0.03)
-    shade = shade * (1 - 0.45 * corner)
-    teeth = inside * _step(-0.5, 0.5, (my + 0.25 * gap) / px)
-    albedo = _mix(albedo, np.array([0.09, 0.02, 0.02], np.float32)[:, None, None], inside)
-    albedo = _mix(albedo, np.array([0.75, 0.72, 0.66], np.float32)[:, None, None], teeth)
-
-    # Eyes.
-    slant = ey - t.eye_slant * ex
-    open_ = t.eye_open * s.eyelid
-    ew = t.eye_width
-    skew = 1 - ((ex + 0.12 * ew) / ew) ** 2
-    lid_top = open_ * (1 - (ex / ew) ** 2) * (1 + 0.15 * skew)
-    lid_low = -0.75 * open_ * (1 - (ex / ew) ** 2)
-    ball = _step(-0.5, 0.5, jnp.minimum(lid_top - slant, slant - lid_low) / px)
-    mirror = jnp.where(x < 0, -1.0, 1.0)
-    gx = ex - mirror * s.gaze_x * 0.06
-    gy = slant - s.gaze_y * 0.03 - 0.006
-    r = jnp.hypot(gx, gy)
-    iris = _step(-0.5, 0.5, (t.iris - r) / px)
-    pupil = _step(-0.5, 0.5, (0.4 * t.iris - r) / px)
-    glint = _bell(gx * mirror - 0.4 * t.iris * jnp.sign(light[0]), gy - 0.4 * t.iris, 0.02, 0.02)
-    white = 0.72 - 0.25 * _step(0.4, 1.0, jnp.abs(ex) / ew)
-    iris_tint = _column(t.eye_color) ** 2 * (0.55 + 0.6 * r / t.iris) * 1.4
-    eye_tint = _mix(jnp.broadcast_to(white, (3, *white.shape)), iris_tint, iris)
-    eye_tint = eye_tint * (1 - 0.9 * pupil) + 0.8 * glint * iris
-    eye_tint = eye_tint * (1 - 0.5 * _step(0.025, 0.0, lid_top - slant))
-    albedo = _mix(albedo, eye_tint, ball)
-    reach = _step(1.15, 0.95, jnp.abs(ex) / ew)
-    lash = t.lashes * _bell(slant - lid_top - 0.004, 0.0, 0.02, 1.0) * reach
-    lower = 0.35 * t.lashes * _bell(slant - lid_low, 0.0, 0.013, 1.0) * reach
-    crease = (0.25 + 0.35 * t.lid) * _bell(slant - lid_top - 0.055, 0.0, 0.018, 1.0) * reach
-    hollow = (0.12 + 2.0 * t.socket) * _bell(ex + 0.05, ey - 0.05, 0.17, 0.1) * (1 - ball)
-    shade = shade * (1 - 0.85 * lash) * (1 - lower) * (1 - crease) * (1 - hollow)
-
-    # Brows.
-    bx = (side - t.brow_gap) / t.brow_length
-    brow_mid = t.eye_y + t.brow_y + 0.03 * s.brow_raise + t.brow_slope * (side - t.eye_x)
-    brow_mid = brow_mid + t.brow_arch * (1 - (2 * bx - 1.1) ** 2) - 0.02 * s.brow_raise * (1 - bx)
-    thick = t.brow_thick * (1 - 0.6 * jnp.clip(bx, 0, 1) ** 2)
-    brow = _step(-0.6, 0.6, (thick - jnp.abs(y - brow_mid)) / (1.4 * px))
-    brow = brow * _step(-0.12, 0.06, bx) * _step(1.08, 0.85, bx)
-    albedo = _mix(albedo, brow_tint * (0.9 + 0.5 * strand), 0.9 * brow * (1 + 0.25 * strand))
-
-    rim = 0.55 + 0.45 * _step(0.0, 0.55, facing)
-    face = albedo * shade * rim * (lamp * diffuse + sky)
-    face = face + lamp * (0.5 * t.oily * gloss * (1 - whiskers) * (1 - ball))
-
-    # Behind the head: backdrop, shoulders, neck, ears.
-    ramp_x, ramp_y = 0.5 + 0.5 * u0, 0.5 + 0.5 * v0
-    corners = [_column(c) ** 2 for c in s.backdrop]
-    picture = _mix(
-        _mix(corners[0], corners[1], ramp_x), _mix(corners[2], corners[3], ramp_x), ramp_y
-    )
-    chin = to_view(0.0, -0.75, -0.25)
-
-    # Hair: the near and far side of a larger shell around the head.
-    full = _mix(t.hair_volume, 0.07, s.hat)
-    grow = 1.0 + full
-    top_y = 0.12
-    o_hair = (o[0], o[1] - top_y, o[2] + 0.08)
-    stretch = jnp.where(v < chin[1] * 0 + top_y, 1.0 + 0.9 * _step(0.0, -1.0, t.hair_back + 0.6), 1)
-    shell = (t.width * 1.06 + full, stretch * (grow - 0.06), t.depth + 0.75 * full + 0.1)
-    near, far, disc = _meet(o_hair, d, *shell)
-    cover = _step(-0.5, 0.5, disc / (2 * px))
-
-    def coat(t_hit):
-        hx, hy, hz = _at(o_hair, d, t_hit)
-        hn = _unit(hx / shell[0] ** 2, hy / shell[1] ** 2, hz / shell[2] ** 2)
-        hy = hy + top_y
-        across = jnp.abs(hx) / shell[0]
-        return hx, hy, hz, hn, across
-
-    def hair_color(hx, hy, hn):
-        flow = hx + 0.35 * (hx - t.hair_part * 0.4) * (hy - 1)
-        lock = _cells(17 * flow + 50, 2.0 * hy + t.hair_curl * 14 * hy + 50, t.texture + 11)
-        fine = _cells(36 * flow + 50, 3 * hy + t.hair_curl * 20 * hy + 50, t.texture + 13)
-        shine = _bell(hy - 0.75, 0.0, 0.2, 1.0) * 0.25
-        strands = 0.62 + 0.45 * lock + 0.3 * fine
-        return hair_tint * strands * (lamp * (lit(hn, 0.35) * 1.1) + sky) + lamp * (
-            shine * lit(hn, 0.0) * lock * 0.25
-        )
-
-    hx, hy, hz, hn, across = coat(far)
-    ragged = (_cells(13 * hx + 50, 50 + 0 * hy, t.texture + 17) - 0.5) * 0.16 * (1 + s.hair_mess)
-    back = cover * _step(-0.5, 0.5, (hy - t.hair_back + ragged) / (2 * px))
-    back = back * (t.hair_line < 1.5)
-    picture = _mix(picture, 0.6 * hair_color(hx, hy, hn), back)
-
-    nx = (u - chin[0] * 0.6) / (0.42 * t.width / 0.73)
-    neck = _step(-0.5, 0.5, (1 - jnp.abs(nx)) * 0.4 / px) * _step(0.5, -0.5, (v - chin[1]) / px)
-    round_ = jnp.sqrt(jnp.maximum(1 - nx * nx, 0.05))
-    neck_light = lamp * jnp.maximum(round_ * s.light[2] + nx * s.light[0], 0.1) + s.ambient
-    dark = 0.45 + 0.35 * _step(chin[1] - 0.3, chin[1] - 0.7, v)
-    picture = _mix(picture, skin * neck_light * dark, neck)
-    shoulder = -1.2 - 0.22 * u * u + chin[1] * 0.2 + 0.15
-    cloth = _step(-0.5, 0.5, (shoulder - v + 0.1 * _step(0.42, 0.2, jnp.abs(u)) * -1.5) / px)
-    weave = 0.75 + 0.25 * _step(-1.6, -1.1, v)
-    picture = _mix(picture, _column(s.shirt) ** 2 * weave * (lamp * 0.5 + s.ambient), cloth)
-
-    for sign in (-1.0, 1.0):
-        cx, cyy, cz = to_view(sign * (t.width * 0.97 + t.ear_out), t.eye_y - 0.1, -0.12)
-        ear_w = 0.065 + t.ear_out * 0.6 + 0.08 * jnp.abs(sy)
-        q = jnp.hypot((u - cx) / ear_w, (v - cyy + 0.06 * 0) / t.ear_size)
-        ear = _step(-0.5, 0.5, (1 - q) * ear_w / px)
-        ear_tint = skin * np.array([1.0, 0.85, 0.82], np.float32)[:, None, None]
-        ear_light = 0.55 + 0.35 * _step(0.3, 0.9, q)
-        side_light = jnp.maximum(0.5 + sign * s.light[0], 0.15) * 0.8
-        picture = _mix(picture, ear_tint * ear_light * (lamp * side_light + s.ambient), ear)
-
-    picture = _mix(picture, face, head)
-
-    # Hair and hat in front.
-    hx, hy, hz, hn, across = coat(near)
-    ragged = (_cells(13 * hx + 50, 50 + 0 * hy, t.texture + 17) - 0.5) * (
-        0.05 + 0.16 * t.fringe
-    ) * (1 + s.hair_mess)
-    parted = 0.1 * jnp.abs(hx - 0.4 * t.hair_part) * (1 - t.fringe)
-    line = t.hair_line - t.hair_peak * across * across * -0.6 - parted + ragged
-    temple = _step(0.72, 0.95, across)
-    edge = jnp.where(hz > 0.0, _mix(line, t.hair_side, temple), t.hair_back)
-    edge = jnp.where(t.hair_line > 1.5, 3.0, edge)
-    front = cover * _step(-0.5, 0.5, (hy - edge) / (2.5 * px))
-    shadow = cover * _step(-0.2, 0.1, hy - edge) * head * (t.hair_line < 1.5)
-    picture = picture * (1 - 0.3 * shadow * (1 - front))
-    picture = _mix(picture, hair_color(hx, hy, hn), front)
-
-    hat_edge = s.hat_line + 0.05 * hx
-    hat = s.hat * cover * _step(-0.5, 0.5, (hy - hat_edge) / px)
-    band = 1 - 0.3 * _step(0.16, 0.13, hy - hat_edge)
-    rib = 0.85 + 0.15 * _step(0.3, 0.6, jnp.abs((hx * 9) % 1 - 0.5) * 2)
-    hat_tint = _column(s.hat_color) ** 2 * (band * rib * 1.0)
-    picture = _mix(picture, hat_tint * (lamp * lit(hn, 0.2) + sky), hat)
-
-    # Glasses: in a plane before the eyes.
-    reach_t = (t.depth + 0.03 - o[2]) / d[2]
-    lx, ly, _ = _at(o, d, reach_t)
-    qx = jnp.abs(jnp.abs(lx) - t.eye_x - 0.01) - s.glasses_size * 0.62
-    qy = jnp.abs(ly - t.eye_y + 0.03) - s.glasses_size * 0.42
-    rim_d = jnp.hypot(jnp.maximum(qx, 0), jnp.maximum(qy, 0)) + jnp.minimum(
-        jnp.maximum(qx, qy), 0.0
-    ) - s.glasses_size * 0.33
-    frame = _step(0.5, -0.5, (jnp.abs(rim_d) - 0.02) / px)
-    bridge = _step(0.5, -0.5, (jnp.abs(ly - t.eye_y - 0.03) - 0.016) / px) * (
-        jnp.abs(lx) < t.eye_x - s.glasses_size * 0.8
-    )
-    arm = _step(0.5, -0.5, (jnp.abs(ly - t.eye_y - 0.05) - 0.018) / px) * head
-    arm = arm * (jnp.abs(lx) > t.eye_x + s.glasses_size * 0.95)
-    frame = s.glasses * jnp.maximum(frame, jnp.maximum(bridge, arm))
-    lens = _step(0.5, -0.5, rim_d / px)
-    picture = picture * (1 - lens * (0.08 * s.glasses + 0.8 * s.sunglasses))
-    picture = _mix(picture, _column(s.glasses_color) ** 2 * (lamp * 0.6 + s.ambient), frame)
-
-    picture = jnp.sqrt(jnp.clip(picture * 0.95 * s.exposure, 0.0, 1.5))
+    picture = jnp.sqrt(jnp.clip(0.95 * s.exposure * picture, 0.0, 1.5))
     picture = picture + s.contrast * (picture - 0.5)
-    picture = _blur(jax.lax.optimization_barrier(picture), s.blur * size / 48)
+    picture = _blur(jax.lax.optimization_barrier(picture), s.blur * (size / 48))
     bits = jax.random.bits(key, (size, size))
-    grain = jnp.stack([(bits >> shift) & 1023 for shift in (0, 10, 20)]).astype(jnp.float32)
-    picture = picture + s.noise * 3.4 * (grain / 1023 - 0.5)
-    return _compress(picture, s.quantum)
+    noise = jnp.stack([(bits >> shift) & 1023 for shift in (0, 10, 20)]).astype(jnp.float32)
+    return _compress(picture + s.noise * (noise * (3.4 / 1023) - 1.7), s.quantum)

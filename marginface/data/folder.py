@@ -2,22 +2,25 @@
 
 import dataclasses
 import hashlib
+import operator
 import os
 import pathlib
 import stat
 import struct
 import threading
+import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from marginface.data import Faces, Pairs
+from marginface.data import Faces, Pairs, Record
 from marginface.data.images import MAX_PIXELS, SUFFIXES, Augment, Frame, decode
-from marginface.typing import Array, Bool, Float, Int, UInt8
+from marginface.typing import Array, Bool, Float, Int
 
-MAX_MEMBERS = 50_000_000
+MAX_MEMBERS = 20_000_000
 MAX_BYTES = 64 * 2**20
 _MAX_NAME = 1024
 _HASHED = 1024
@@ -63,7 +66,7 @@ class FolderFiles:
         self.names: Names = np.array(names, dtype=bytes)[order]
         self.sizes = np.array(sizes, dtype=np.int64)[order]
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: SupportsIndex) -> bytes:
         """Returns the bytes of file i.
 
         Raises:
@@ -77,14 +80,14 @@ class FolderFiles:
                 raise ValueError(f"not a plain file of at most {MAX_BYTES} bytes")
             return file.read(MAX_BYTES)
 
-    def digest(self, rows: Iterable[int]) -> str:
+    def digest(self, rows: Int[np.ndarray, " n"]) -> str:
         """sha256 over names and sizes of the rows, and the bytes of up to 1,024 of them.
 
         Reading all bytes of millions of files would take as long as an epoch. Every added, removed,
         renamed or resized file is seen; another content of equal length is seen only in the 1,024
         files that are read whole, evenly spaced in the order of their names.
         """
-        rows = np.sort(np.fromiter(rows, np.int64))
+        rows = np.sort(rows)
         result = hashlib.sha256()
         for i in rows:
             result.update(b"%s\0%d\n" % (self.names[i], self.sizes[i]))
@@ -104,7 +107,7 @@ class ZipFiles:
 
     Raises:
       ValueError: not a zip file; an absolute name or one with `..`; a member declared over 64 MiB,
-        encrypted, or neither stored nor deflated; too many members.
+        encrypted, or neither stored nor deflated; a name twice; too many members.
     """
 
     def __init__(self, path: pathlib.Path, *, max_members: int = MAX_MEMBERS):
@@ -150,11 +153,7 @@ class ZipFiles:
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state, _lock=threading.Lock(), _file=None)
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            os.close(self._file)
-
-    def read(self, i: int) -> bytes:
+    def read(self, i: SupportsIndex) -> bytes:
         """Returns the bytes of member i, checked against its size and checksum.
 
         Raises:
@@ -163,7 +162,8 @@ class ZipFiles:
         """
         with self._lock:
             if self._file is None:
-                self._file = os.open(self.root, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                self._file = os.open(self.root, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._file)
         header = os.pread(self._file, 30, int(self._offsets[i]))
         if len(header) < 30 or header[:4] != b"PK\3\4":
             raise ValueError("damaged zip member")
@@ -178,10 +178,10 @@ class ZipFiles:
             raise ValueError("damaged zip member: its size or checksum differs from the index")
         return data
 
-    def digest(self, rows: Iterable[int]) -> str:
+    def digest(self, rows: Int[np.ndarray, " n"]) -> str:
         """sha256 over names, sizes and CRC-32s of the rows: any change of content is seen."""
         result = hashlib.sha256()
-        for i in np.sort(np.fromiter(rows, np.int64)):
+        for i in np.sort(rows):
             result.update(b"%s\0%d %d\n" % (self.names[i], self.sizes[i], self.crcs[i]))
         return result.hexdigest()
 
@@ -256,8 +256,8 @@ class Images:
     """
 
     files: Files
-    rows: Int[np.ndarray, "n"]
-    labels: Int[np.ndarray, "n"]
+    rows: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
     frame: Frame
     skip: bool = False
     max_pixels: int = MAX_PIXELS
@@ -265,8 +265,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        i = int(i)
+    def __getitem__(self, i: SupportsIndex) -> Record:
+        i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"record {i} of {len(self)}")
         for passed in range(min(len(self), _SKIPS) if self.skip else 1):
@@ -291,7 +291,7 @@ class Images:
             raise ValueError(f"no readable image in {passed + 1} in a row; {reason}")
         raise ValueError(f'{reason}; repair or remove it, or set unreadable="skip" to train on')
 
-    def path(self, i: int) -> str:
+    def path(self, i: SupportsIndex) -> str:
         """Where record i lies, for people."""
         return f"{self.files.root}/{_text(self.files.names[self.rows[i]])}"
 
@@ -303,7 +303,7 @@ class RandomChanges:
     augment: Augment
     frame: Frame
 
-    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         return {**record, "image": self.augment(record["image"], self.frame, rng)}
 
 
@@ -313,7 +313,7 @@ class Centre:
 
     frame: Frame
 
-    def __call__(self, record: dict) -> dict:
+    def __call__(self, record: Record) -> Record:
         return {**record, "image": np.ascontiguousarray(self.frame.centre(record["image"]))}
 
 
@@ -355,10 +355,10 @@ def faces(
 
 def pairs(
     files: Files,
-    first: Int[np.ndarray, "n"],
-    second: Int[np.ndarray, "n"],
-    same: Bool[np.ndarray, "n"],
-    fold: Int[np.ndarray, "n"],
+    first: Int[np.ndarray, " n"],
+    second: Int[np.ndarray, " n"],
+    same: Bool[np.ndarray, " n"],
+    fold: Int[np.ndarray, " n"],
     *,
     frame: Frame,
     protocol: str,
@@ -410,7 +410,6 @@ def draw_pairs(
     for fold, members in enumerate(np.array_split(rng.permutation(len(people)), folds)):
         rows = np.concatenate([people[i] for i in members]) if len(members) else np.zeros(0, int)
         who = np.repeat(members, [len(people[i]) for i in members])
-        # All pairs of a fold of a few thousand images would be millions: draw numbers instead.
         total = len(rows) * (len(rows) - 1) // 2
         wanted = num_pairs // (2 * folds)
         same_pairs = [
@@ -442,15 +441,16 @@ def draw_pairs(
 def load(
     *,
     root: str | os.PathLike,
-    image_size: int | tuple[int, int],
+    image_size: int | Sequence[int],
     crop: float = 1.0,
-    augment: Mapping[str, float] | None = None,
+    augment: Mapping[str, Any] | None = None,
     unreadable: str = "stop",
     min_images: int = 1,
     test_identities: int = 0,
     test_pairs: int = 6000,
     folds: int = 10,
     seed: int = 0,
+    lfw_root: str | os.PathLike | None = None,
     max_members: int = MAX_MEMBERS,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Faces, dict[str, Pairs]]:
@@ -468,11 +468,13 @@ def load(
       test_pairs: verification pairs, half same and half different.
       folds: identity-disjoint folds of the test.
       seed: of the choice of test people and pairs; keep it while comparing runs.
+      lfw_root: where LFW lies, to test on its ten folds as well (see lfw.verification); people
+        of LFW who are also in root must have been removed from it.
       max_members: the most files read from root.
       max_pixels: the most pixels of an image.
 
     Returns:
-      (Faces, {"held_out": Pairs}), or an empty dict without test identities.
+      (Faces, {"held_out": Pairs, "lfw": Pairs}), with those tests that were asked for.
 
     Raises:
       FileNotFoundError: nothing at root.
@@ -501,10 +503,14 @@ def load(
         unreadable=unreadable,
         max_pixels=max_pixels,
     )
-    if not test_identities:
-        return trained, {}
-    drawn = draw_pairs([people[i] for i in test], num_pairs=test_pairs, folds=folds, seed=seed)
-    held_out = pairs(
-        files, *drawn, frame=frame, protocol="folds", name="held_out", max_pixels=max_pixels
-    )
-    return trained, {"held_out": held_out}
+    tests = {}
+    if test_identities:
+        drawn = draw_pairs([people[i] for i in test], num_pairs=test_pairs, folds=folds, seed=seed)
+        tests["held_out"] = pairs(
+            files, *drawn, frame=frame, protocol="folds", name="held_out", max_pixels=max_pixels
+        )
+    if lfw_root is not None:
+        from marginface.data import lfw  # which is itself built on this module
+
+        tests["lfw"] = lfw.verification(root=lfw_root, image_size=image_size, crop=crop)
+    return trained, tests

@@ -5,7 +5,8 @@ import difflib
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,10 +14,13 @@ import simplejpeg
 
 from marginface.typing import UInt8
 
+# A broken image is reported by name in one line; OpenCV would print several more.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 MAX_PIXELS = 25_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm")
 
-_PNM = re.compile(rb"P[1-6](?:\s+#[^\n]*\n)*\s+(\d{1,9})(?:\s+#[^\n]*\n)*\s+(\d{1,9})\s")
+_PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 _GREY = np.array([[0.299, 0.587, 0.114]])
 
 
@@ -28,7 +32,8 @@ def header_size(encoded: bytes) -> tuple[int, int]:
     """
     try:
         if encoded[:2] == b"\xff\xd8":
-            return simplejpeg.decode_jpeg_header(encoded, strict=False)[:2]
+            height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+            return int(height), int(width)
         if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[12:16] == b"IHDR":
             width, height = struct.unpack_from(">II", encoded, 16)
             return height, width
@@ -40,7 +45,7 @@ def header_size(encoded: bytes) -> tuple[int, int]:
             return abs(height), width
         if found := _PNM.match(encoded[:4096]):
             return int(found[2]), int(found[1])
-    except struct.error as error:
+    except (struct.error, KeyError) as error:
         raise ValueError(f"the image ends within its header ({len(encoded)} bytes)") from error
     raise ValueError("not a JPEG, PNG, WebP, BMP, PGM or PPM image" if encoded else "no bytes")
 
@@ -77,7 +82,7 @@ def decode(
       ValueError: unknown, too large, truncated or broken image.
     """
     height, width = header_size(encoded)
-    if not 0 < height * width <= max_pixels or height < 0:
+    if not 0 < height * width <= max_pixels:
         raise ValueError(f"its header says {width} x {height}; 1 to {max_pixels} pixels are read")
     if encoded[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(encoded)[2] not in (
         "CMYK",
@@ -116,7 +121,7 @@ class Frame:
             )
 
     @classmethod
-    def of(cls, image_size: int | tuple[int, int], crop: float) -> "Frame":
+    def of(cls, image_size: int | Sequence[int], crop: float) -> "Frame":
         """Builds it from one side or (height, width)."""
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
         return cls(height, width, crop)
@@ -144,7 +149,8 @@ class Frame:
     def centre(self, image: UInt8[np.ndarray, "oh ow 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Returns the middle height x width pixels."""
         top, left = (
-            (side - inner) // 2 for side, inner in zip(image.shape, (self.height, self.width))
+            (side - inner) // 2
+            for side, inner in zip(image.shape[:2], (self.height, self.width), strict=True)
         )
         return image[top : top + self.height, left : left + self.width]
 
@@ -176,18 +182,20 @@ class Augment:
                 raise ValueError(f"augment.{key} is {value}; use 0 to {limits.get(key, 1.0)}")
 
     @classmethod
-    def of(cls, settings: Mapping[str, float]) -> "Augment":
+    def of(cls, settings: Mapping[str, Any]) -> "Augment":
         """Builds it from a plain dict.
 
         Raises:
-          ValueError: an unknown key (names the nearest), or a value out of range.
+          ValueError: an unknown key (names the nearest), no number, or one out of range.
         """
         known = [field.name for field in dataclasses.fields(cls)]
-        for key in settings:
+        for key, value in settings.items():
             if key not in known:
                 nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
                 raise ValueError(f"augment has no key {key!r}; did you mean {nearest!r}?")
-        return cls(**settings)
+            if not isinstance(value, int | float):
+                raise ValueError(f"augment.{key} is {value!r}; it must be a number")
+        return cls(**{key: float(value) for key, value in settings.items()})
 
     def __call__(
         self, image: UInt8[np.ndarray, "oh ow 3"], frame: Frame, rng: np.random.Generator
@@ -197,8 +205,8 @@ class Augment:
         The number of draws is fixed, so that switching one change on leaves the others as they
         were. Geometry is a single linear interpolation; colour a single affine map of RGB.
         """
-        mirror, grey, cutout, *where = rng.random(5)
-        down, right, size, angle, brightness, contrast, saturation = rng.uniform(-1, 1, 7)
+        mirror, grey, cutout, *where = rng.random(5).tolist()
+        down, right, size, angle, brightness, contrast, saturation = rng.uniform(-1, 1, 7).tolist()
         if self.shift or self.scale or self.rotation:
             image = self._warp(image, frame, down, right, size, angle)
         else:
@@ -266,7 +274,7 @@ class Augment:
                 max(0, round((at - self.cutout_size / 2) * side)),
                 round((at + self.cutout_size / 2) * side),
             )
-            for at, side in zip((y, x), image.shape)
+            for at, side in zip((y, x), image.shape[:2], strict=True)
         ]
         image[spans[0], spans[1]] = 127
         return image

@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ LISTS = "lfw_lists.zip"
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-class _Lfw:
-    """The images by name, and the lists."""
+class Lists:
+    """LFW's text lists, read as rows of its image files."""
 
     def __init__(self, root: pathlib.Path, images: str, lists: str):
         for part, content in ((images, "Name/Name_0001.jpg files"), (lists, "pairs.txt and more")):
@@ -41,18 +42,24 @@ class _Lfw:
             raise FileNotFoundError(f"LFW: {self._lists.root} holds no {name}")
         text = self._lists.read(found[0]).decode("utf-8", "replace")
         lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1)]
-        return [(i, fields) for i, fields in lines if fields]
+        lines = [(i, fields) for i, fields in lines if fields]
+        if not lines:
+            raise ValueError(f"LFW: {name} is empty")
+        return lines
 
     def fingerprint(self, rows: np.ndarray) -> str:
         """Digests of images and of all lists."""
-        return f"{self.files.digest(rows)} {self._lists.digest(range(len(self._lists.names)))}"
+        return f"{self.files.digest(rows)} {self._lists.digest(np.arange(len(self._lists.names)))}"
 
     def rows(self, person: str, numbers: Iterable[int]) -> np.ndarray:
-        names = [f"{person}_{k:04d}.jpg" for k in numbers]
-        for name in names:
+        """Returns the file rows of one person's images."""
+        rows = []
+        for number in numbers:
+            name = f"{person}_{number:04d}.jpg"
             if name not in self._rows:
                 raise FileNotFoundError(f"LFW: {self.files.root} holds no {name}, but a list does")
-        return np.array([self._rows[name] for name in names], np.int64)
+            rows.append(self._rows[name])
+        return np.array(rows, np.int64)
 
     def people(self, name: str) -> list[list[np.ndarray]]:
         """Returns the sets of a people list; of each person the file rows.
@@ -87,7 +94,7 @@ class _Lfw:
         if not all(field.isdecimal() for field in header) or len(header) not in (1, 2):
             raise ValueError(f"LFW: {name}, line 1: not `folds pairs` or `pairs`")
         folds, half = (int(field) for field in (["1", *header])[-2:])
-        if len(lines) != 2 * folds * half:
+        if not lines or len(lines) != 2 * folds * half:
             raise ValueError(
                 f"LFW: {name} has {len(lines)} pairs, but its first line says {folds} x 2 x {half}"
             )
@@ -112,7 +119,7 @@ class _Lfw:
 def verification(
     *,
     root: str | os.PathLike,
-    image_size: int | tuple[int, int],
+    image_size: int | Sequence[int],
     crop: float = 1.0,
     images: str = IMAGES,
     lists: str = LISTS,
@@ -124,7 +131,7 @@ def verification(
     Returns:
       Pairs "lfw", protocol "folds": 6,000 pairs, 300 same and 300 different in each fold.
     """
-    lfw = _Lfw(pathlib.Path(root), images, lists)
+    lfw = Lists(pathlib.Path(root), images, lists)
     return folder.pairs(
         lfw.files,
         *lfw.pairs("pairs.txt"),
@@ -137,11 +144,11 @@ def verification(
 def load(
     *,
     root: str | os.PathLike,
-    image_size: int | tuple[int, int],
+    image_size: int | Sequence[int],
     protocol: str = "view1",
     fold: int = 0,
     crop: float = 1.0,
-    augment: Mapping[str, float] | None = None,
+    augment: Mapping[str, Any] | None = None,
     unreadable: str = "stop",
     min_images: int = 1,
     images: str = IMAGES,
@@ -178,11 +185,11 @@ def load(
       G. B. Huang, M. Mattar, H. Lee, E. Learned-Miller. Learning to Align from Scratch, 2012.
     """
     frame, changes = Frame.of(image_size, crop), Augment.of(augment or {})
-    lfw = _Lfw(pathlib.Path(root), images, lists)
+    lfw = Lists(pathlib.Path(root), images, lists)
     if protocol == "view1":
         (people,) = lfw.people("peopleDevTrain.txt")
         chosen, tested = lfw.pairs("pairsDevTrain.txt"), lfw.pairs("pairsDevTest.txt")
-        first, second, same = (np.concatenate(both) for both in zip(chosen[:3], tested[:3]))
+        first, second, same = (np.concatenate([chosen[i], tested[i]]) for i in range(3))
         is_test = np.repeat([0, 1], [len(chosen[0]), len(tested[0])])
     elif protocol == "view2":
         sets = lfw.people("people.txt")

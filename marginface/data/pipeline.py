@@ -4,11 +4,12 @@ import dataclasses
 import operator
 import sys
 from collections.abc import Iterator
+from typing import Any, cast
 
 import grain
 import numpy as np
 
-from marginface.data import Faces
+from marginface.data import Faces, RandomAccess
 
 Batch = dict[str, np.ndarray]
 
@@ -17,7 +18,7 @@ Batch = dict[str, np.ndarray]
 class _LocalBatch:
     """Step k to this process's rows of the global batch k."""
 
-    examples: grain.MapDataset
+    examples: RandomAccess
     batch_size: int
     first: int
     local_size: int
@@ -49,7 +50,8 @@ class TrainIterator(Iterator[Batch]):
             self._batches = iter(batches)
         batch = next(self._batches)
         self._step += 1
-        return batch
+        # Workers hand over views of shared memory, which must not outlive the interpreter's end.
+        return {key: np.array(value) for key, value in batch.items()} if self._workers else batch
 
     def get_state(self) -> dict[str, int]:
         """Returns {"step": number of the next step}."""
@@ -59,7 +61,7 @@ class TrainIterator(Iterator[Batch]):
         """Continues at state["step"]; what was read ahead is dropped."""
         step = operator.index(state["step"])
         if step < 0:
-            raise ValueError(f"step is {step}; a step is 0 or more")
+            raise ValueError(f"step is {step}; use 0 or more")
         self.close()
         self._step = step
 
@@ -112,18 +114,19 @@ def train_iterator(
         )
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed {seed} is not in [0, 2**32)")
-    if step < 0 or workers < 0 or threads < 1:
-        raise ValueError(f"step {step} >= 0, workers {workers} >= 0, threads {threads} >= 1?")
+    for name, value, least in (("step", step, 0), ("workers", workers, 0), ("threads", threads, 1)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; use {least} or more")
     if not len(faces.source):
         raise ValueError("the training set has no examples")
     examples = (
-        grain.MapDataset.source(faces.source)
+        grain.MapDataset.source(cast(Any, faces.source))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(faces.augment)
     )
     local_size = batch_size // process_count
-    local = _LocalBatch(examples, batch_size, process_index * local_size, local_size)
+    local = _LocalBatch(cast(Any, examples), batch_size, process_index * local_size, local_size)
     steps = grain.MapDataset.range(sys.maxsize // batch_size).map(local)
     return TrainIterator(steps, step=step, workers=workers, threads=threads)

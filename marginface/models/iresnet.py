@@ -1,9 +1,6 @@
 """The improved residual networks that ArcFace's authors train."""
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from marginface.models import layers
@@ -12,13 +9,7 @@ from marginface.typing import Array, Float
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 CHANNELS = (64, 128, 256, 512)
 
-_conv_init = nn.initializers.normal(0.1)
-
-
-def _dense_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Uniform within ±1/√fan_in, the start of the published networks' last layer."""
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+_conv_init = layers.normal(0.1)
 
 
 class _Block(nn.Module):
@@ -107,7 +98,7 @@ class Model(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(
             self.embedding_dim,
-            kernel_init=_dense_init,
+            kernel_init=layers.uniform_fan_in,
             bias_init=nn.initializers.zeros,
             name="embedding",
         )(x)

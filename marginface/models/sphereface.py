@@ -47,7 +47,7 @@ class _Pair(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         # Without normalisation the branch must start near zero, or depth multiplies the variance.
-        init = nn.initializers.normal(0.01) if self.norm == "none" else layers.he_normal
+        init = layers.normal(0.01) if self.norm == "none" else layers.he_normal
         y = x
         for i in (1, 2):
             y = _Unit(self.features, 1, self.norm, self.train, init, self.dtype, name=f"unit{i}")(y)
@@ -109,9 +109,7 @@ class Model(nn.Module):
                 x = pair(features, self.norm, train, dtype, name=f"stage{stage}_pair{i}")(x)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(
-            self.embedding_dim, kernel_init=nn.initializers.xavier_uniform(), name="embedding"
-        )(x)
+        x = nn.Dense(self.embedding_dim, kernel_init=layers.uniform_fan_in, name="embedding")(x)
         if self.norm == "batch":
             x = layers.BatchNorm(train, name="embedding_norm")(x)
         return x

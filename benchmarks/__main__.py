@@ -1,0 +1,5 @@
+"""Runs every benchmark: python -m benchmarks [--quick]."""
+
+from benchmarks import class_softmax, common, train_step
+
+common.main([class_softmax.BENCHMARK, train_step.BENCHMARK])

@@ -1,0 +1,272 @@
+"""How everything here is measured: interleaved, medians, memory in a process of its own."""
+
+import argparse
+import csv
+import ctypes
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+RESULTS = pathlib.Path(__file__).with_name("results.csv")
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COLUMNS = (
+    "date",
+    "commit",
+    "benchmark",
+    "case",
+    "peer",
+    "ours_seconds",
+    "peer_seconds",
+    "ratio",
+    "ours_mib",
+    "peer_mib",
+    "device",
+    "conditions",
+    "versions",
+)
+NOT_RUN = "not run"
+MIB = 2**20
+
+Step = Callable[[], float]  # one unit of work, finished when it returns; its value is the loss
+Build = Callable[[Mapping[str, Any]], Step]
+
+
+class Benchmark(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        name: the module's name in this package.
+        cases: settings, each a dict; those of --quick first.
+        quick: how many of them --quick measures.
+        ours: builds our step for a case.
+        peers: name → builds the peer's step for the same case.
+        rounds: interleaved repetitions with and without --quick.
+    """
+
+    name: str
+    cases: tuple[dict[str, Any], ...]
+    quick: int
+    ours: Build
+    peers: Mapping[str, Build]
+    rounds: tuple[int, int]
+
+
+def on_gpu() -> bool:
+    """Whether JAX computes on a GPU; PyTorch is then asked to do the same."""
+    return jax.default_backend() == "gpu"
+
+
+def why_no_peers() -> str:
+    """One line that says why PyTorch cannot be measured here, or nothing."""
+    missing = [m for m in ("torch", "pytorch_metric_learning") if not importlib.util.find_spec(m)]
+    if missing:
+        names = " and ".join(missing)
+        return f"{names} not installed (pip install 'marginface[peers]'): ours is measured alone"
+    import torch
+
+    if jax.default_backend() == "tpu" or (on_gpu() and not torch.cuda.is_available()):
+        return f"PyTorch has no {jax.default_backend()} here: ours is measured alone"
+    return ""
+
+
+def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
+    """Median seconds of each step, taken in turns A B A B so that a busy machine slows all alike.
+
+    Args:
+        steps: name → step; each runs once before the clock starts.
+        rounds: turns of each.
+    """
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process in bytes, where the kernel tells."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024  # ty: ignore[not-subscriptable]
+
+
+def peak_memory(build: Build, case: Mapping[str, Any], peer: bool) -> int:
+    """Bytes that building and running a step needs at most; call in a fresh process.
+
+    On CPU: resident memory at its peak, less what was resident before anything was built. The peak
+    is counted from after the first step, so that compiling is not part of it. On an accelerator:
+    the allocator's own peak.
+    """
+    jax.block_until_ready(jax.numpy.zeros(()))
+    if peer:
+        import torch
+
+        torch.zeros(1)
+    linux_cpu = jax.default_backend() == "cpu" and sys.platform == "linux"
+    before = _resident("VmRSS") if linux_cpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = build(case)
+    step()
+    if linux_cpu:
+        ctypes.CDLL(None).malloc_trim(0)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    step()
+    step()
+    if jax.default_backend() != "cpu":
+        if peer:
+            return torch.cuda.max_memory_allocated()
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    if linux_cpu:
+        return _resident("VmHWM") - before
+    unit = 1 if sys.platform == "darwin" else 1024
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def _memory_in_subprocess(benchmark: Benchmark, contender: str, case: Mapping[str, Any]) -> float:
+    """MiB, or NaN with the reason printed where the process failed."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark.name}"]
+    done = subprocess.run(
+        [*command, "--memory", contender, json.dumps(case)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"memory of {contender} not measured: {reason}", file=sys.stderr)
+        return float("nan")
+    return int(done.stdout.split()[-1]) / MIB
+
+
+def device() -> str:
+    """The accelerator's name, or the processor's with the number of cores at hand."""
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].device_kind
+    info = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    name = found[1] if found else platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def commit() -> str:
+    """Short hash, "+" where files differ from it, "unknown" outside of a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> str:
+    """Python and the packages whose speed is compared."""
+    found = [f"python {platform.python_version()}"]
+    for name in ("jax", "flax", "torch", "pytorch-metric-learning"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return " ".join(found)
+
+
+def measure(benchmark: Benchmark, *, quick: bool) -> list[dict[str, str]]:
+    """Runs a benchmark's cases and returns one row per case and peer, keys as in COLUMNS."""
+    reason = why_no_peers()
+    if reason:
+        print(reason, file=sys.stderr)
+    peers = {} if reason else dict(benchmark.peers)
+    contenders = {"ours": benchmark.ours, **peers}
+    rounds = benchmark.rounds[0 if quick else 1]
+    rows = []
+    for case in benchmark.cases[: benchmark.quick] if quick else benchmark.cases:
+        load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+        mib = {name: _memory_in_subprocess(benchmark, name, case) for name in contenders}
+        steps = {}
+        for name, build in contenders.items():
+            steps[name] = build(case)
+        seconds = interleave(steps, rounds)
+        del steps
+        kind = "peak allocated" if jax.default_backend() != "cpu" else "peak resident"
+        for peer in benchmark.peers:
+            ran = peer in seconds
+            rows.append(
+                {
+                    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+                    "commit": commit(),
+                    "benchmark": benchmark.name,
+                    "case": " ".join(f"{k}={v}" for k, v in case.items()),
+                    "peer": peer,
+                    "ours_seconds": f"{seconds['ours']:.4f}",
+                    "peer_seconds": f"{seconds[peer]:.4f}" if ran else NOT_RUN,
+                    "ratio": f"{seconds[peer] / seconds['ours']:.2f}" if ran else NOT_RUN,
+                    "ours_mib": f"{mib['ours']:.0f}",
+                    "peer_mib": f"{mib[peer]:.0f}" if ran else NOT_RUN,
+                    "device": device(),
+                    "conditions": f"median of {rounds} interleaved, memory {kind}, {load}",
+                    "versions": versions(),
+                }
+            )
+    return rows
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    """The rows' measured columns, aligned; ratio above 1 means that ours is faster."""
+    names = ("benchmark", "case", "peer", "ours_seconds", "peer_seconds", "ratio")
+    names += ("ours_mib", "peer_mib")
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def append(rows: Iterable[Mapping[str, str]], path: pathlib.Path) -> None:
+    """Adds rows to a CSV file; a new file gets the header."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(benchmarks: Iterable[Benchmark]) -> None:
+    """The command line of this package's modules."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few minutes on two cores")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="CSV to append to")
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    benchmarks = tuple(benchmarks)
+    if options.memory:
+        contender, case = options.memory
+        builds = {"ours": benchmarks[0].ours, **benchmarks[0].peers}
+        print(peak_memory(builds[contender], json.loads(case), contender != "ours"))
+        return
+    print(f"{device()}; {versions()}; commit {commit()}")
+    rows = [row for benchmark in benchmarks for row in measure(benchmark, quick=options.quick)]
+    print(table(rows))
+    append(rows, options.results)
+    print(f"{len(rows)} rows appended to {options.results}")

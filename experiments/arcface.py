@@ -1,0 +1,32 @@
+"""ArcFace: a margin added to the target's angle.
+
+target: s cos(θ + m),   others: s cos θ_j
+
+The true gradient of the margin is used; --config.loss.detach=True computes the margin without
+gradient, as arcface_torch does.
+
+Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, equation 3.
+
+    python -m marginface.main --config experiments/arcface.py
+
+@@arcface@@
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    config.loss.margin = "additive_angular"
+    config.loss.margin_kw = ConfigDict({"m": common.margin(arg, published=0.5, small=0.3)})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (0.0, 0.3, 0.4, 0.5):
+            add({"model.embedding_dim": dim, "loss.margin_kw.m": m})

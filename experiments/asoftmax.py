@@ -1,0 +1,34 @@
+"""A-Softmax (SphereFace): a factor m on the target's angle, annealed.
+
+target: ‖x‖ (λ cos θ + ψ(θ)) / (1 + λ),   ψ(θ) = (−1)^k cos(mθ) − 2k,   others: ‖x‖ cos θ_j
+    λ = max(5, 1000 (1 + 0.12 step)^−1)
+
+Liu et al., SphereFace: Deep Hypersphere Embedding for Face Recognition, 2017, equation 7; λ as in
+the authors' training files.
+
+    python -m marginface.main --config experiments/asoftmax.py
+
+@@asoftmax@@
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    config.loss.margin = "multiplicative_angular"
+    config.loss.margin_kw = ConfigDict({"m": 4.0})
+    config.loss.norm_as_scale = True
+    config.loss.scale = 1.0
+    config.loss.anneal = ConfigDict({"start": 1000.0, "least": 5.0, "rate": 0.12, "power": 1.0})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (1.0, 2.0, 3.0, 4.0):
+            add({"model.embedding_dim": dim, "loss.margin_kw.m": m})

@@ -1,0 +1,37 @@
+"""A-Softmax with RegularFace's exclusive regularisation: prototypes pushed apart.
+
+loss = A-Softmax + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
+
+Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6.
+
+    python -m marginface.main --config experiments/asoftmax_regular.py
+
+@@asoftmax_regular@@
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import asoftmax
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = asoftmax.get_config(arg)
+    config.regularizers.exclusive = ConfigDict(
+        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
+    )
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (2.0, 3.0, 4.0):
+            for lam in (0.0, 0.1, 1.0, 10.0):
+                add(
+                    {
+                        "model.embedding_dim": dim,
+                        "loss.margin_kw.m": m,
+                        "regularizers.exclusive.weight": lam,
+                    }
+                )

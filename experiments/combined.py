@@ -1,0 +1,41 @@
+"""The combined margin: a factor, an angle and a cosine at once.
+
+target: s (cos(m1 θ + m2) − m3),   others: s cos θ_j
+
+Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, equation 4;
+CM1 is (1, 0.3, 0.2), CM2 is (0.9, 0.4, 0.15) in their table 2.
+
+    python -m marginface.main --config experiments/combined.py
+
+@@combined@@
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    config.loss.margin = "combined"
+    m2, m3 = (
+        common.margin(arg, published=0.3, small=0.2),
+        common.margin(arg, published=0.2, small=0.1),
+    )
+    config.loss.margin_kw = ConfigDict({"m1": 1.0, "m2": m2, "m3": m3})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m1, m2, m3 in ((1.0, 0.0, 0.0), (1.0, 0.3, 0.2), (0.9, 0.4, 0.15)):
+            add(
+                {
+                    "model.embedding_dim": dim,
+                    "loss.margin_kw.m1": m1,
+                    "loss.margin_kw.m2": m2,
+                    "loss.margin_kw.m3": m3,
+                }
+            )

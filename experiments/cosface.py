@@ -1,0 +1,29 @@
+"""CosFace: a margin subtracted from the target's cosine.
+
+target: s (cos θ − m),   others: s cos θ_j
+
+Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, equation 4.
+
+    python -m marginface.main --config experiments/cosface.py
+
+@@cosface@@
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    config.loss.margin = "additive_cosine"
+    config.loss.margin_kw = ConfigDict({"m": common.margin(arg, published=0.35, small=0.2)})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (0.0, 0.1, 0.2, 0.35):
+            add({"model.embedding_dim": dim, "loss.margin_kw.m": m})

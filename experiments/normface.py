@@ -1,0 +1,25 @@
+"""NormFace: softmax over scaled cosines, no margin.
+
+loss = log Σ_j exp(s cos θ_j) − s cos θ_y
+
+Wang et al., NormFace: L2 Hypersphere Embedding for Face Verification, 2017, equation 6.
+
+    python -m marginface.main --config experiments/normface.py
+
+@@normface@@
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for scale in (16.0, 32.0, 64.0):
+            add({"model.embedding_dim": dim, "loss.scale": scale})

@@ -1,0 +1,70 @@
+"""Runs the command line as a user does, on a problem small enough for tests."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+SMALL = (
+    "--config=experiments/arcface_regular.py",
+    "--config.model.kw.width=0.0625",
+    "--config.model.embedding_dim=8",
+    "--config.data.kw.identities=12",
+    "--config.data.kw.samples=8",
+    "--config.data.kw.image_size=16",
+    "--config.data.kw.test_identities=8",
+    "--config.data.kw.test_samples=4",
+    "--config.data.kw.pairs=32",
+    "--config.data.kw.folds=2",
+    "--config.batch_size=16",
+    "--config.evaluate.batch_size=16",
+    "--config.evaluate.every=20",
+    "--config.steps=60",
+    "--config.log_every=4",
+    "--config.checkpoint_every=10",
+)
+
+
+def start(*arguments, cache, devices=1, code=None):
+    """Starts marginface.main (or `code`) on CPU; compiled programs are shared through `cache`."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, *(["-c", code] if code else ["-m", "marginface.main"]), *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process, code=0):
+    """Waits; returns (stdout, stderr) once the exit code is as expected."""
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def run(*arguments, cache, devices=1, code=0):
+    """start and finish."""
+    return finish(start(*arguments, cache=cache, devices=devices), code)
+
+
+def interrupt(process, step, number=signal.SIGKILL):
+    """Sends a signal once the process has logged `step`; returns what it printed from then on."""
+    for line in process.stdout:
+        if line.startswith("step ") and int(line.split()[1].split("/")[0]) >= step:
+            break
+    process.send_signal(number)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err

@@ -1,0 +1,145 @@
+"""The train step: the same on one device and eight, compiled once, safe against divergence."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import arcface_regular
+from marginface import objective, sharding, step
+from marginface.models import sphereface
+
+STEPS, BATCH, CLASSES, SIZE = 20, 16, 10, 16
+
+
+class Small(nn.Module):
+    """A network that compiles quickly."""
+
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(16, name="first")(images.reshape(len(images), -1))
+        if self.norm:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Dense(8, name="second")(nn.relu(x))
+
+
+def make(mesh, model=None, **optimizer):
+    model = model or Small()
+    config = arcface_regular.get_config()
+    config.model.embedding_dim = 8
+    config.optimizer.update(**{"learning_rate": 0.05} | optimizer)
+    losses = objective.make(config, num_classes=CLASSES, embedding_dim=8, mesh=mesh)
+    made = step.make(
+        config,
+        model=model,
+        objective=losses,
+        mesh=mesh,
+        image_shape=(SIZE, SIZE, 3),
+        total_steps=STEPS,
+    )
+    return made, objective.hyper(config)
+
+
+def batches(seed=0):
+    rng = np.random.default_rng(seed)
+    faces = rng.uniform(-1, 1, (CLASSES, SIZE, SIZE, 3))
+    while True:
+        labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
+        noise = rng.normal(0, 0.3, (BATCH, SIZE, SIZE, 3))
+        yield np.float32(faces[labels] + noise), labels
+
+
+def run(made, hyper, mesh, count=STEPS):
+    state, losses = made.init(jnp.int32(3)), []
+    for _, (images, labels) in zip(range(count), batches(), strict=False):
+        batch = sharding.put_batch(mesh, {"images": images, "labels": labels})
+        state, metrics = made.train(state, batch["images"], batch["labels"], hyper, jnp.int32(3))
+        losses.append(float(metrics["loss/total"]))
+    return state, np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return sharding.make_mesh(1)
+
+
+@pytest.fixture(scope="module")
+def made_one(one):
+    return make(one)
+
+
+def test_eight_devices_train_as_one_does(one, mesh8):
+    model = sphereface.Model(depth=4, embedding_dim=8, width=0.125, norm="batch", dropout=0.2)
+    _, expected = run(*make(one, model, learning_rate=0.001), one)
+    _, found = run(*make(mesh8, model, learning_rate=0.001), mesh8)
+    assert expected[-1] < expected[0] - 0.5
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_hyper_parameters_change_without_compiling_again(one, made_one):
+    made, hyper = made_one
+    state, _ = run(made, hyper, one, 1)
+    images, labels = next(batches())
+    compiled = made.train._cache_size()
+    for path, value in (
+        (("margin", "m"), 0.1),
+        (("scale",), 16.0),
+        (("regularizers", "exclusive", "weight"), 7.0),
+        (("optimizer", "learning_rate"), 0.3),
+        (("optimizer", "weight_decay"), 0.0),
+        (("schedule", "warmup"), 0.5),
+    ):
+        changed = jax.tree.map(lambda x: x, hyper)
+        section = changed
+        for key in path[:-1]:
+            section = section[key]
+        assert section[path[-1]] != value
+        section[path[-1]] = jnp.float32(value)
+        batch = sharding.put_batch(one, {"images": images, "labels": labels})
+        copy = jax.tree.map(jnp.copy, state)
+        _, plain = made.train(copy, batch["images"], batch["labels"], hyper, jnp.int32(3))
+        copy = jax.tree.map(jnp.copy, state)
+        _, other = made.train(copy, batch["images"], batch["labels"], changed, jnp.int32(4))
+        assert any(float(plain[k]) != float(other[k]) for k in plain), path
+    assert made.train._cache_size() == compiled
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(one):
+    _, whole = run(*make(one, Small(norm=False)), one, 4)
+    _, parts = run(*make(one, Small(norm=False), accumulate=4), one, 4)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_other_optimizers_learn(one, name):
+    made, hyper = make(one, name=name, clip_norm=1.0)
+    hyper["optimizer"]["learning_rate"] = jnp.float32(0.01)
+    _, losses = run(made, hyper, one)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(one, made_one):
+    made, hyper = made_one
+    state, _ = run(made, hyper, one, 2)
+    before = jax.tree.map(np.asarray, state)
+    images, labels = next(batches())
+    images[0] = np.nan
+    batch = sharding.put_batch(one, {"images": images, "labels": labels})
+    state, metrics = made.train(state, batch["images"], batch["labels"], hyper, jnp.int32(3))
+    assert not np.isfinite(metrics["loss/margin_softmax"])
+    assert np.isfinite(metrics["loss/exclusive"])  # the term that is at fault can be told
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state))
+
+
+def test_padding_rows_stay_zero_and_prototypes_are_sharded(mesh8):
+    made, hyper = make(mesh8)
+    state, _ = run(made, hyper, mesh8, 3)
+    prototypes = state["params"]["prototypes"]
+    assert prototypes.sharding.spec == jax.P("data")
+    assert prototypes.shape == (256, 8)
+    np.testing.assert_array_equal(prototypes[CLASSES:], 0.0)
+    assert np.all(np.linalg.norm(prototypes[:CLASSES], axis=1) > 0)

@@ -1,0 +1,217 @@
+"""Whole runs: killed and resumed, on other device counts, in two processes, on broken ground."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from commands import SMALL, finish, interrupt, run, start
+
+from marginface import metrics
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    run(*SMALL, f"--workdir={workdir}", cache=cache)
+    return workdir
+
+
+def figures(workdir):
+    """The lines of metrics.jsonl but for the time."""
+    lines = metrics.read_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def losses(workdir):
+    return np.array([x["loss/total"] for x in figures(workdir) if "loss/total" in x])
+
+
+def final_state(workdir):
+    """The last checkpoint as arrays, by name."""
+    last = max((p for p in (workdir / "checkpoints").iterdir()), key=lambda p: int(p.name))
+    with ocp.StandardCheckpointer() as checkpointer:
+        flat = checkpointer.restore(last)
+    return {name: np.asarray(leaf) for name, leaf in flat.items()}
+
+
+def assert_same_run(found, expected):
+    assert figures(found) == figures(expected)
+    a, b = final_state(found), final_state(expected)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def copy_before(source, target, step):
+    """A run folder as a kill shortly after `step` leaves it."""
+    shutil.copytree(source, target)
+    for folder in (target / "checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Orbax guesses the sharding on restore
+def test_a_run_killed_three_times_equals_one_left_alone(whole, tmp_path, cache):
+    moments = sorted(random.sample(range(4, 60, 4), 3))
+    workdir = tmp_path / "killed"
+    for step in moments:
+        code, *_ = interrupt(start(*SMALL, f"--workdir={workdir}", cache=cache), step)
+        assert code == -signal.SIGKILL, f"killed after steps {moments}"
+    run(*SMALL, f"--workdir={workdir}", cache=cache)
+    assert_same_run(workdir, whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_sigterm_saves_exits_75_and_the_same_command_goes_on(whole, tmp_path, cache):
+    workdir = tmp_path / "preempted"
+    process = start(*SMALL, f"--workdir={workdir}", cache=cache)
+    code, *_ = interrupt(process, 12, signal.SIGTERM)
+    assert code == 75
+    assert any((workdir / "checkpoints").iterdir())
+    run(*SMALL, f"--workdir={workdir}", cache=cache)
+    assert_same_run(workdir, whole)
+
+
+def test_eight_devices_then_four(tmp_path, cache):
+    eight, four = tmp_path / "eight", tmp_path / "four"
+    run(*SMALL, f"--workdir={eight}", cache=cache, devices=8)
+    copy_before(eight, four, 40)
+    (four / "summary.json").unlink()
+    run(*SMALL, f"--workdir={four}", cache=cache, devices=4)
+    np.testing.assert_allclose(losses(four), losses(eight), rtol=1e-5)
+    assert json.loads((four / "summary.json").read_text())["device/count"] == 4
+
+
+def test_two_processes_train_and_evaluate_as_one(whole, tmp_path, cache):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workdir = tmp_path / "two"
+    flags = [*SMALL, f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    both = [start(*flags, f"--process_id={i}", cache=cache) for i in (0, 1)]
+    for process in both:
+        finish(process)
+    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
+    one, two = figures(whole)[-1], figures(workdir)[-1]
+    assert one.keys() == two.keys()
+    for name in one:
+        assert two[name] == pytest.approx(one[name], abs=0.02), name
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, cache):
+    workdir = tmp_path / "flipped"
+    shutil.copytree(whole, workdir)
+    newest = workdir / "checkpoints" / "60"
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    _, err = run(*SMALL, f"--workdir={workdir}", cache=cache)
+    assert f"{newest} is not used" in err
+    assert victim.name in err
+    assert figures(workdir) == figures(whole)
+
+
+def test_changed_data_is_refused_unless_told(whole, tmp_path, cache):
+    workdir = tmp_path / "changed"
+    copy_before(whole, workdir, 50)
+    manifest = next((workdir / "checkpoints").glob("50/manifest.json"))
+    assert "data" in json.loads(manifest.read_text())["meta"]
+    config = workdir / "config.json"
+    config.write_text(config.read_text().replace('"label_noise": 0.0', '"label_noise": 0.25'))
+    noisy = [*SMALL, f"--workdir={workdir}", "--config.data.kw.label_noise=0.25"]
+    _, err = run(*noisy, cache=cache, code=2)
+    assert "the data set is not the one this run began with" in err
+    run(*noisy, "--allow_changed_data", cache=cache)
+
+
+def test_divergence_names_step_and_term_and_keeps_the_last_good_checkpoint(tmp_path, cache):
+    workdir = tmp_path / "diverged"
+    _, err = run(
+        *SMALL,
+        f"--workdir={workdir}",
+        "--config.optimizer.learning_rate=1e30",
+        cache=cache,
+        code=3,
+    )
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("marginface: step ")
+    assert "loss/margin_softmax" in line
+    assert all("NaN" not in line for line in (workdir / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_workdir_with_another_config_is_refused(whole, cache):
+    before = sorted(p.stat().st_mtime_ns for p in whole.rglob("*"))
+    _, err = run(*SMALL, f"--workdir={whole}", "--config.loss.scale=9.0", cache=cache, code=2)
+    assert "loss.scale was 32.0, is 9.0" in err
+    assert sorted(p.stat().st_mtime_ns for p in whole.rglob("*")) == before
+
+
+def test_a_full_disk_stops_the_run_with_the_last_good_step_intact(tmp_path, cache):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=4m tmpfs {disk} 2>/dev/null"):
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        workdir = disk / "run"
+        process = start(*SMALL, f"--workdir={workdir}", cache=cache)
+        for line in process.stdout:
+            if line.startswith("step 24/"):
+                break
+        filler = disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            except OSError:
+                pass
+        _, err = finish(process, code=2)
+        assert "No space left on device" in err or "no space left" in err
+        assert err.strip().splitlines()[-1].startswith("marginface: ")
+        filler.unlink()
+        run(*SMALL, f"--workdir={workdir}", cache=cache)
+        assert figures(workdir)[-1]["step"] == 60
+    finally:
+        os.system(f"umount {disk}")
+
+
+def test_the_run_folder_is_one_a_person_can_read(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert 0 <= summary["synthetic/accuracy"] <= 1
+    for key in ("commit", "device/kind", "time/wall_s", "version/jax", "untrained/synthetic/auc"):
+        assert key in summary, key
+    page = (whole / "summary.md").read_text()
+    for picture in ("loss", "learning", "synthetic_roc", "synthetic_scores", "synthetic_hardest"):
+        assert f"plots/{picture}.png" in page
+        assert (whole / "plots" / f"{picture}.png").stat().st_size > 1000
+    steps = [line["step"] for line in figures(whole)]
+    assert steps == sorted(steps)
+    assert steps[0] == 0
+    assert steps[-1] == 60
+
+
+def test_the_comparison_notices_an_iterator_that_was_not_restored(whole, tmp_path, cache):
+    """Negative control: the same resume, but the batches start again from the first."""
+    workdir = tmp_path / "control"
+    copy_before(whole, workdir, 50)
+    broken = (
+        "import sys; from marginface.data import pipeline; from marginface import main;"
+        "pipeline.TrainIterator.set_state = lambda self, state: None;"
+        "sys.exit(main.run(sys.argv[1:]))"
+    )
+    process = start(*SMALL, f"--workdir={workdir}", cache=cache, code=broken)
+    finish(process)
+    assert figures(workdir) != figures(whole)
