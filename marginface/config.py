@@ -16,10 +16,13 @@ Config = Any  # an ml_collections.ConfigDict; not imported, so that the core nee
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Ends an error message: the nearest known word, then all of them."""
+    """Ends an error message: the nearest known word, then all of them (of many, the nearest)."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(known) > 20:
+        near = difflib.get_close_matches(word, known, n=6, cutoff=0.0)
+        return f"{hint}known: {', '.join(near)} and {len(known) - len(near)} more"
     return f"{hint}known: {', '.join(known)}"
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marginface import optim, sharding
-from marginface.config import Config
+from marginface.config import Config, nearest
 from marginface.objective import Hyper, Metrics, Objective
 from marginface.typing import Array, Float, Int
 
@@ -48,8 +48,17 @@ def make(
     Batch statistics are those of the whole batch on any number of devices. With
     config.optimizer.accumulate = k, the gradient is the mean over k parts of the batch, which
     never stand in memory together.
+
+    Raises:
+      ValueError: unknown optimizer or schedule.
     """
     optimizer, schedule = config.optimizer, config.schedule
+    if schedule.name not in optim.SCHEDULES:
+        hint = nearest(schedule.name, optim.SCHEDULES)
+        raise ValueError(f"schedule.name={schedule.name!r} is unknown; {hint}")
+    if optimizer.name not in optim.OPTIMIZERS:
+        hint = nearest(optimizer.name, optim.OPTIMIZERS)
+        raise ValueError(f"optimizer.name={optimizer.name!r} is unknown; {hint}")
     replicated = NamedSharding(mesh, P())
     by_batch = NamedSharding(mesh, P(sharding.AXIS))
 

@@ -161,7 +161,7 @@ def train(
             if at % config.log_every == 0 or at == total:
                 line = {k: float(np.mean([w[k] for w in window])) for k in values}
                 if unreadable:
-                    line["data/unreadable"] = unreadable
+                    line["data/unreadable"] = float(unreadable)
                 elapsed = time.monotonic() - since
                 line["time/examples_per_s"] = len(window) * config.batch_size / elapsed
                 writer.write(at, line)

@@ -96,15 +96,16 @@ def _length(x, y):
     return jnp.sqrt(x * x + y * y + 1e-9)
 
 
-def _zigzag(x):
-    """Period 1, between -1 and 1."""
-    return 4 * jnp.abs(x - jnp.floor(x) - 0.5) - 1
+def _wave(x):
+    """A smooth wave of period 1 between -1 and 1, cheaper than a cosine."""
+    z = 4 * jnp.abs(x - jnp.floor(x) - 0.5) - 1
+    return z * (1.5 - 0.5 * z * z)
 
 
 def _grain(x, phases):
     """Irregular stripes along x, about -1 to 1, with a mean frequency of about 1."""
-    bent = 1.83 * x + 0.3 * _zigzag(0.37 * x)
-    return 0.5 * (_zigzag(x + phases[0]) + _zigzag(bent + phases[1]))
+    bent = 1.83 * x + 0.3 * _wave(0.37 * x)
+    return 0.5 * (_wave(x + phases[0]) + _wave(bent + phases[1]))
 
 
 def _cells(x, y, seed):
@@ -219,7 +220,7 @@ def draw_traits(key: Array) -> Traits:
     crop = (1 - d.chance(0.15 + 0.7 * female)) * (1 - horseshoe)
     long = (1 - crop) * (1 - horseshoe) * (1 - d.chance(0.3))
     fringe = d.chance(0.33) * (1 - horseshoe)
-    afro = d.chance(0.06 + 0.2 * tone) * (1 - horseshoe)
+    afro = d.chance(0.06 + 0.2 * tone) * (1 - horseshoe) * (1 - long)
     line = _mix(d.about(0.64, 0.13), d.uniform(0.3, 0.46), fringe)
     long_side, long_back = d.uniform(-1.6, -0.2), d.uniform(-1.8, -0.7)
 
@@ -534,7 +535,7 @@ def _skin(t: Traits, s: Shot, x, y, side):
     """Albedo and shade of the bare skin: blush, freckles, moles, scar, lines of age, nostrils."""
     skin = _column(t.skin) ** 2
     cloud = _grain(3.1 * x + 1.7 * y, t.phases) + _grain(3.3 * y - 1.5 * x, t.phases[1:])
-    fine = _grain(11 * x - 5 * y, t.phases[2:]) + _grain(9 * y + 6 * x, t.phases[1:])
+    fine = _grain(9 * x - 4 * y, t.phases[2:]) * _grain(8 * y + 5 * x, t.phases[1:])
     red = t.blush * (_spot(side - 0.4, y + 0.25, 0.22, 0.2) + _spot(side, y - t.nose_y, 0.13, 0.13))
     albedo = skin * (1 + t.mottle * (cloud + (0.5 + t.age) * fine))
     albedo = albedo * (1 - red * _column([0.0, 1.0, 0.8]))
@@ -555,7 +556,7 @@ def _skin(t: Traits, s: Shot, x, y, side):
     albedo = _mix(albedo, skin * _column([1.2, 0.8, 0.8]), scar)
 
     ex, ey = side - t.eye_x, y - t.eye_y
-    furrow = _line(_zigzag(5.5 * y + 1.4 * x * x) - 0.9, 0.25) * _spot(x, y - 0.42, 0.4, 0.14)
+    furrow = _line(_wave(5.5 * y + 1.4 * x * x) - 0.9, 0.25) * _spot(x, y - 0.42, 0.4, 0.14)
     fold = _spot(
         side - t.nose_width - 0.07 - 0.35 * (t.nose_y - y),
         y - 0.5 * (t.nose_y + t.mouth_y),
@@ -647,7 +648,7 @@ def _face(t: Traits, s: Shot, view: _View, point, normal):
     """The lit face."""
     x, y = point
     pixel, side = view.pixel, jnp.abs(x + t.crooked * y)
-    strand = _grain(17 * x + 3 * y, t.phases) * _zigzag(7 * y - 2 * x)
+    strand = _grain(17 * x + 3 * y, t.phases) * _wave(7 * y - 2 * x)
     albedo, shade = _skin(t, s, x, y, side)
     fur = _column(t.brow_color) ** 2 * (1 + 0.4 * strand)
     whiskers = _whiskers(t, s, y, side, strand)
@@ -704,7 +705,7 @@ def _behind(t: Traits, s: Shot, view: _View, hair: _Hair):
     back = t.hair * hair.cover * below_top * _inside(y - t.hair_back + ragged, 2 * pixel)
     bun_x, bun_y, _ = view.to_view(0.0, 1.02 + t.hair_volume, -0.35)
     bun = t.bun * _inside(0.26 - _length(u - bun_x, v - bun_y), pixel)
-    dim = hair_tint * (0.3 * lamp + 0.55 * s.ambient)
+    dim = hair_tint * (0.85 + 0.25 * _grain(8 * x, t.phases)) * (0.2 * lamp + 0.4 * s.ambient)
     picture = _mix(picture, dim, jnp.maximum(back, bun))
 
     skin = _column(t.skin) ** 2
@@ -736,9 +737,9 @@ def _before(t: Traits, s: Shot, view: _View, hair: _Hair, picture, head):
 
     part = x - 0.8 * t.hair_sweep
     flow = part * (1.25 + 0.35 * jnp.abs(part) - 0.3 * y)
-    flow = flow + 0.05 * t.hair_curl * _zigzag(4.1 * y + t.phases[2])
+    flow = flow + 0.05 * t.hair_curl * _wave(4.1 * y + t.phases[2])
     locks = _grain(6.5 * flow, t.phases) + 0.6 * _grain(19 * flow, t.phases[2:])
-    curls = _grain(7 * y + 2 * x, t.phases[1:]) * t.hair_curl
+    curls = _grain(7 * y + 2 * x, t.phases[1:]) * _wave(6 * x - 2 * y) * t.hair_curl
     strands = 0.85 + 0.2 * locks + 0.25 * curls
     ragged = (0.02 + 0.05 * t.fringe) * (1 + s.hair_mess) * _grain(5 * x, t.phases)
     temple = across * across
@@ -755,7 +756,7 @@ def _before(t: Traits, s: Shot, view: _View, hair: _Hair, picture, head):
     picture = _mix(picture * (1 - 0.35 * shadow), tint, front)
 
     rise = y - s.hat_line - 0.05 * x
-    knit = (1 - 0.3 * _step(0.16, 0.13, rise)) * (0.85 + 0.15 * _zigzag(9 * x))
+    knit = (1 - 0.3 * _step(0.16, 0.13, rise)) * (0.85 + 0.15 * _wave(9 * x))
     cap = _column(s.hat_color) ** 2 * knit * (lamp * view.lit(hair.normal, 0.2) + sky)
     picture = _mix(picture, cap, s.hat * hair.cover * _inside(rise, pixel))
 

@@ -468,8 +468,8 @@ def load(
       test_pairs: verification pairs, half same and half different.
       folds: identity-disjoint folds of the test.
       seed: of the choice of test people and pairs; keep it while comparing runs.
-      lfw_root: where LFW lies, to test on its ten folds as well (see lfw.verification); people
-        of LFW who are also in root must have been removed from it.
+      lfw_root: where LFW lies, to test on its ten folds as well (see lfw.verification); empty
+        for no such test. People of LFW must have been removed from root.
       max_members: the most files read from root.
       max_pixels: the most pixels of an image.
 
@@ -509,7 +509,7 @@ def load(
         tests["held_out"] = pairs(
             files, *drawn, frame=frame, protocol="folds", name="held_out", max_pixels=max_pixels
         )
-    if lfw_root is not None:
+    if lfw_root:
         from marginface.data import lfw  # which is itself built on this module
 
         tests["lfw"] = lfw.verification(root=lfw_root, image_size=image_size, crop=crop)

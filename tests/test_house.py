@@ -1,0 +1,42 @@
+"""What holds the house up: the core needs jax alone, and configs stop at the top."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
+CORE = (
+    *("margins", "similarity", "class_softmax", "regularizers", "objective", "optim", "sharding"),
+    *("step", "runtime", "models.sphereface", "models.iresnet", "data.synthetic"),
+)
+MAY_KNOW_CONFIGS = {"main.py", "train.py", "config.py", "objective.py", "step.py"}
+
+
+def test_the_core_imports_with_jax_flax_optax_numpy_and_absl_alone():
+    absent = "ml_collections orbax grain cv2 PIL simplejpeg matplotlib tqdm wandb jaxtyping torch"
+    program = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {absent.split()}: raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        + "\n".join(f"import marginface.{name}" for name in CORE)
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_configs_stop_at_the_top():
+    for path in PACKAGE.rglob("*.py"):
+        imports = re.findall(
+            r"^(?:from|import) .*(?:ml_collections|config).*$", path.read_text(), re.M
+        )
+        assert not imports or path.name in MAY_KNOW_CONFIGS | {"run_folder.py"}, (path, imports)
+
+
+def test_no_real_face_or_weight_file_lives_in_the_repository():
+    kinds = {".jpg", ".jpeg", ".bin", ".rec", ".npz", ".npy", ".ckpt", ".msgpack", ".pgm"}
+    root = PACKAGE.parent
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True).stdout
+    assert not [name for name in listed.splitlines() if pathlib.Path(name).suffix in kinds]

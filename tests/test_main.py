@@ -1,0 +1,155 @@
+"""Each bad input ends in one line that says what to do, with exit code 2 and nothing written."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marginface import config as configs
+from marginface import main, train
+
+EXPERIMENT = "--config=experiments/arcface_regular.py"
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch, request, tmp_path):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A zip of 12 identities × 4 images of noise, one of them broken."""
+    path = tmp_path_factory.mktemp("photos") / "faces.zip"
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for identity in range(12):
+            for image in range(4):
+                buffer = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "JPEG")
+                content = buffer.getvalue()
+                if (identity, image) == (3, 1):
+                    content = content[: len(content) // 2]
+                archive.writestr(f"person{identity:02d}/{image}.jpg", content)
+    return path
+
+
+def folder_flags(photos, workdir):
+    return [
+        f"--config=experiments/softmax.py:data=folder,root={photos},model=sphereface4,dim=8",
+        "--config.model.kw.width=0.0625",
+        "--config.data.kw.image_size=16",
+        "--config.data.kw.test_identities=4",
+        "--config.data.kw.test_pairs=8",
+        "--config.data.kw.folds=2",
+        "--config.batch_size=8",
+        "--config.evaluate.batch_size=8",
+        "--config.steps=12",
+        "--config.log_every=6",
+        f"--workdir={workdir}",
+    ]
+
+
+def message(arguments, capsys, monkeypatch, workdir=None):
+    """What `main` prints for these arguments; it must be one line, and no folder made."""
+    left = {}
+
+    def leave(code):
+        left["code"] = code
+        raise SystemExit(code)
+
+    monkeypatch.setattr("sys.argv", ["marginface", *map(str, arguments)])
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.delenv("MARGINFACE_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert left["code"] == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("marginface: ")
+    assert not any("Traceback" in line for line in lines)
+    assert workdir is None or not workdir.exists()
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--config"),
+        (["--config=experiments/arcfase.py"], "did you mean 'arcface.py'?"),
+        (["--config=nowhere/arcface.py"], "no experiments in nowhere"),
+        (["--config=experiments/arcface.py:data=lfv"], "did you mean 'lfw'?"),
+        (["--config=experiments/arcface.py:dat=lfw"], "did you mean 'data'?"),
+        (["--config=experiments/arcface.py:dim=large"], "'large' is not int"),
+        (["--config=experiments/arcface.py:model=ir51"], "ir50"),
+        ([EXPERIMENT, "--config.loss.scal=3"], "did you mean 'loss.scale'?"),
+        ([EXPERIMENT, "--config.loss.scale=big"], "config.loss.scale='big' is not float"),
+        ([EXPERIMENT, "--config.batch_size=2.5"], "config.batch_size='2.5' is not int"),
+        ([EXPERIMENT, "--config.loss.detach=maybe"], "is not bool"),
+        ([EXPERIMENT, "--wordir=x"], "did you mean '--workdir'?"),
+        ([EXPERIMENT, "stray"], "unknown argument 'stray'"),
+        ([EXPERIMENT, "--config.loss.margin=aditive_angular"], "did you mean 'additive_angular'?"),
+        ([EXPERIMENT, "--config.loss.similarity=cosin"], "did you mean 'cosine'?"),
+        ([EXPERIMENT, "--config.loss.margin=identity"], "loss.margin_kw.m is not an argument"),
+        ([EXPERIMENT, "--config.model.name=spherefase"], "did you mean 'sphereface'?"),
+        ([EXPERIMENT, "--config.model.kw.depth=5"], "no depth 5"),
+        ([EXPERIMENT, "--config.data.name=sythetic"], "did you mean 'synthetic'?"),
+        ([EXPERIMENT, "--config.optimizer.name=sdg"], "optimizer.name='sdg' is unknown"),
+        ([EXPERIMENT, "--config.schedule.name=cosin"], "schedule.name='cosin' is unknown"),
+        ([EXPERIMENT, "--config.batch_size=100"], "multiple of devices"),
+        ([EXPERIMENT, "--config.data.kw.label_noise=2.0"], "label_noise=2.0"),
+        (["--config=experiments/arcface.py:data=lfw,root=/nowhere"], "/nowhere"),
+        (["--config=experiments/arcface.py:data=folder,root=/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, expected, capsys, monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    if arguments:
+        arguments = [*arguments, f"--workdir={workdir}"]
+    assert expected in message(arguments, capsys, monkeypatch, workdir)
+
+
+def test_an_unreadable_image_is_named_and_stops_the_run(photos, tmp_path, capsys, monkeypatch):
+    arguments = folder_flags(photos, tmp_path / "run")
+    line = message(arguments, capsys, monkeypatch)
+    assert "person03/1.jpg" in line
+
+
+def test_an_unreadable_image_is_skipped_and_counted_when_asked(photos, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = [*folder_flags(photos, workdir), "--config.data.kw.unreadable=skip"]
+    assert main.run(arguments) == 0
+    assert "data/unreadable" in (workdir / "metrics.jsonl").read_text().splitlines()[-2]
+    assert "could not be read" in capsys.readouterr().out
+
+
+def test_a_workdir_in_a_file_is_named(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    line = message([EXPERIMENT, f"--workdir={file}"], capsys, monkeypatch)
+    assert str(file) in line
+
+
+def test_the_default_run_folder_tells_variants_and_overrides_apart():
+    plain = main.default_workdir("experiments/arcface.py", {})
+    variant = main.default_workdir("experiments/arcface.py:data=lfw", {})
+    changed = main.default_workdir("experiments/arcface.py", {"seed": "1"})
+    assert str(plain) == "runs/arcface"
+    assert str(variant) == "runs/arcface-data=lfw"
+    assert len({plain, variant, changed}) == 3
+
+
+def test_overrides_keep_types():
+    config = configs.load("experiments/arcface.py")
+    texts = {"loss.scale": "48", "schedule.boundaries": "(0.3, 0.6)", "loss.detach": "true"}
+    configs.override(config, configs.from_text(config, texts))
+    assert config.loss.scale == 48.0
+    assert isinstance(config.loss.scale, float)
+    assert config.schedule.boundaries == (0.3, 0.6)
+    assert config.loss.detach is True
+    with pytest.raises(ValueError, match="seed"):
+        configs.override(config, {"seed": 0.5})
+
+
+def test_divergence_has_its_own_type():
+    assert not issubclass(train.DivergedError, ValueError | OSError)
