@@ -10,6 +10,8 @@ A variant stands behind the file name, e.g. experiments/arcface_regular.py:data=
     dim=...          embedding dimension
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from marginface.config import nearest
@@ -20,7 +22,7 @@ MODELS = {
 }
 
 
-def parse_arg(arg: str | None, **defaults: str | int) -> dict[str, str | int]:
+def parse_arg(arg: str | None, **defaults: str | int) -> dict[str, Any]:
     """ "data=lfw,dim=256" → the defaults with these values, each of its default's type.
 
     Raises:
@@ -41,7 +43,7 @@ def parse_arg(arg: str | None, **defaults: str | int) -> dict[str, str | int]:
     return values
 
 
-def parse_variant(arg: str | None) -> dict[str, str | int]:
+def parse_variant(arg: str | None) -> dict[str, Any]:
     """The choices that every experiment offers."""
     return parse_arg(arg, data="synthetic", model="", dim=0, root="")
 

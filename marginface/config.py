@@ -71,13 +71,14 @@ def check_arguments(function: Callable, kwargs: Config, key: str) -> None:
     parameters = {
         n: p for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY
     }
+    called = getattr(function, "__name__", "the function")
     for name in kwargs:
         if name not in parameters:
             known = nearest(name, parameters) if parameters else "it takes none"
-            raise ValueError(f"{key}.{name} is not an argument of {function.__name__}; {known}")
+            raise ValueError(f"{key}.{name} is not an argument of {called}; {known}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in kwargs:
-            raise ValueError(f"{key}.{name} is missing: {function.__name__} needs it")
+            raise ValueError(f"{key}.{name} is missing: {called} needs it")
 
 
 def dotted(config: Config, prefix: str = "") -> dict[str, Any]:

@@ -44,9 +44,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--config", required=True, metavar="FILE[:VARIANT]", help="an experiment")
     add("--workdir", type=pathlib.Path, help="run folder; default: runs/<experiment>")
     add("--allow_changed_data", action="store_true", help="resume though the data set changed")
-    add("--coordinator", metavar="HOST:PORT", help="of process 0: several processes by hand")
-    add("--num_processes", type=int, help="with --coordinator: how many")
-    add("--process_id", type=int, help="with --coordinator: which one this is")
+    add(
+        "--coordinator",
+        metavar="auto|HOST:PORT",
+        help="several processes: found by JAX (SLURM, TPU pods), or the address of process 0",
+    )
+    add("--num_processes", type=int, help="with HOST:PORT: how many")
+    add("--process_id", type=int, help="with HOST:PORT: which one this is")
     options, rest = parser.parse_known_args(argv)
     overrides = {}
     for word in rest:
@@ -78,7 +82,9 @@ def run(argv: Sequence[str]) -> int:
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for it
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    if options.coordinator:
+    if options.coordinator == "auto":
+        jax.distributed.initialize()
+    elif options.coordinator:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
     try:
         finished = train.train(

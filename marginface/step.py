@@ -130,10 +130,10 @@ def make(
             **hyper["schedule"],
         )
         rate = hyper["optimizer"]["learning_rate"] * factor
-        direction = optim.direction(optimizer.name, hyper["optimizer"])
+        direction: Any = optim.direction(optimizer.name, hyper["optimizer"])
         updates, opt = direction.update(grads, state["opt"], params)
         rates = {"network": rate, "prototypes": rate * hyper["optimizer"]["prototypes_factor"]}
-        updates = {k: jax.tree.map(lambda u, r=rates[k]: -r * u, v) for k, v in updates.items()}
+        updates = {k: jax.tree.map(lambda u, r=rates[k]: -r * u, updates[k]) for k in rates}
         new = {
             "params": optax.apply_updates(params, updates),
             "stats": stats,
@@ -148,9 +148,9 @@ def make(
 
     def embed(state: State, images: Array) -> Float[Array, "b d"]:
         variables = {"params": state["params"]["network"], "batch_stats": state["stats"]}
-        both = model.apply(variables, images, train=False)
-        both += model.apply(variables, images[:, :, ::-1], train=False)
-        return 0.5 * both
+        plain: Any = model.apply(variables, images, train=False)
+        mirrored: Any = model.apply(variables, images[:, :, ::-1], train=False)
+        return 0.5 * (plain + mirrored)
 
     like = jax.eval_shape(init, jnp.zeros((), jnp.int32))
     placed = sharding.state_shardings(mesh, like)

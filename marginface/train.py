@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -117,8 +116,9 @@ def train(
         best_metric=f"{next(iter(test_sets))}/accuracy" if test_sets else None,
     )
     restored = checkpoints.restore(steps.like)
+    meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
     if restored is None:
-        state, meta = steps.init(seed), {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
+        state = steps.init(seed)
     else:
         _, state, meta = restored
         if meta["data"] != faces.fingerprint and not allow_changed_data:
@@ -168,7 +168,7 @@ def train(
                 window.clear()
                 since = time.monotonic()
 
-    def save(at: int, state: step.State, results: Mapping[str, float] | None) -> None:
+    def save(at: int, state: step.State, results: dict[str, float] | None) -> None:
         settle(keep=0)
         writer.sync()
         meta = {
@@ -256,13 +256,14 @@ def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(prepare, out_shardings=(by_batch, by_batch, NamedSharding(mesh, P())))
 
 
-def image_shape_of(faces: Faces) -> tuple[int, ...]:
+def image_shape_of(faces: Faces) -> tuple[int, int, int]:
     """[h, w, 3] of the network's input, without making an image."""
     record = faces.decode(faces.source[0])
     batch = {
         k: jax.ShapeDtypeStruct((1, *np.shape(v)), np.asarray(v).dtype) for k, v in record.items()
     }
-    return jax.eval_shape(faces.to_images, batch).shape[1:]
+    _, height, width, channels = jax.eval_shape(faces.to_images, batch).shape
+    return height, width, channels
 
 
 def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:

@@ -542,8 +542,10 @@ def _skin(t: Traits, s: Shot, x, y, side):
 
     fx, fy = 20 * x + 60, 20 * y + 60
     seed = (t.phases[0] * 65536).astype(jnp.uint32)
-    middle = _length(fx - jnp.floor(fx) - 0.5, fy - jnp.floor(fy) - 0.5)
-    where = (_cells(fx, fy, seed) > 0.55) * _spot(side - 0.2, y + 0.18, 0.45, 0.3)
+    cell = _cells(fx, fy, seed)
+    off_x, off_y = 0.25 * _wave(7 * cell), 0.25 * _wave(11 * cell)
+    middle = _length(fx - jnp.floor(fx) - 0.5 - off_x, fy - jnp.floor(fy) - 0.5 - off_y)
+    where = (cell > 0.55) * _spot(side - 0.2, y + 0.18, 0.45, 0.3)
     dots = t.freckles * where * _step(0.5, 0.1, middle)
     for mx, my, radius in t.marks:
         mole = _step(1.4, 0.6, _length(x - mx, y - my) / jnp.maximum(radius, 0.001))
