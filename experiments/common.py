@@ -129,7 +129,7 @@ def synthetic(config: ConfigDict, root: str) -> None:
             "identities": 1000,
             "samples": 80,
             "image_size": 48,
-            "difficulty": 1.0,
+            "difficulty": 0.8,
             "seed": 0,
             "long_tail": 0.0,
             "label_noise": 0.0,

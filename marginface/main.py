@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from types import TracebackType
 from typing import NoReturn
 
 from absl import flags, logging
@@ -100,6 +101,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The command: `run`, with one line for each error that its user can mend."""
+    sys.excepthook = _drop_late_callbacks
     try:
         sys.exit(run(sys.argv[1:]))
     except (ValueError, OSError) as error:
@@ -109,6 +111,12 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             message += ": free some space, then run the same command again"
         _leave(message, INPUT_ERROR)
+
+
+def _drop_late_callbacks(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    """Keeps silent on what TensorStore's threads report after a failed save: we report the save."""
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave(message: str, code: int) -> NoReturn:

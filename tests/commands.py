@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 SMALL = (
     "--config=experiments/arcface_regular.py",
+    "--config.model.kw.depth=4",
     "--config.model.kw.width=0.0625",
     "--config.model.embedding_dim=8",
     "--config.data.kw.identities=12",
