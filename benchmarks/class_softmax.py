@@ -103,13 +103,13 @@ def partial_fc(case: Mapping[str, Any]) -> common.Step:
             return -likelihood.clamp_min(1e-30).log().mean()
 
         @staticmethod
-        def backward(ctx: Any, cotangent: Any) -> Any:
+        def backward(ctx: Any, *cotangents: Any) -> Any:
             held, softmax, labels = ctx.saved_tensors
             one_hot = torch.zeros(len(held), softmax.shape[1], device=softmax.device)
             one_hot.scatter_(1, labels[held], 1)
             softmax[held] -= one_hot
             softmax.div_(len(softmax))
-            return softmax * cotangent.item(), None
+            return softmax * cotangents[0].item(), None
 
     def make_loss(prototypes: torch.Tensor) -> tuple[Any, torch.Tensor]:
         def loss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

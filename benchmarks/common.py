@@ -15,11 +15,14 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+
+from marginface import runtime
 
 RESULTS = pathlib.Path(__file__).with_name("results.csv")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -83,21 +86,19 @@ def why_no_peers() -> str:
     return ""
 
 
-def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
-    """Median seconds of each step, taken in turns A B A B so that a busy machine slows all alike.
+def interleave(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median seconds of each contender, in turns A B A B so that a busy machine slows all alike.
 
     Args:
-        steps: name → step; each runs once before the clock starts.
+        turns: name → runs one step and returns its seconds; each runs once before it counts.
         rounds: turns of each.
     """
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in turns.values():
+        turn()
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
+        for name, turn in turns.items():
+            seconds[name].append(turn())
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -107,51 +108,92 @@ def _resident(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024  # ty: ignore[not-subscriptable]
 
 
-def peak_memory(build: Build, case: Mapping[str, Any], peer: bool) -> int:
-    """Bytes that building and running a step needs at most; call in a fresh process.
+def peak_memory(step: Step, before: int) -> int:
+    """Bytes that a step needs at most, less what was resident `before` it was built.
 
-    On CPU: resident memory at its peak, less what was resident before anything was built. The peak
-    is counted from after the first step, so that compiling is not part of it. On an accelerator:
-    the allocator's own peak.
+    On CPU resident memory at its peak, counted from after the first step, so that compiling is not
+    part of it. On an accelerator the allocator's own peak.
     """
-    jax.block_until_ready(jax.numpy.zeros(()))
-    if peer:
-        import torch
-
-        torch.zeros(1)
-    linux_cpu = jax.default_backend() == "cpu" and sys.platform == "linux"
-    before = _resident("VmRSS") if linux_cpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = build(case)
     step()
-    if linux_cpu:
+    if _on_linux_cpu():
         ctypes.CDLL(None).malloc_trim(0)
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     step()
     step()
     if jax.default_backend() != "cpu":
-        if peer:
-            return torch.cuda.max_memory_allocated()
+        if "torch" in sys.modules:
+            return sys.modules["torch"].cuda.max_memory_allocated()
         return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
-    if linux_cpu:
+    if _on_linux_cpu():
         return _resident("VmHWM") - before
     unit = 1 if sys.platform == "darwin" else 1024
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
 
 
-def _memory_in_subprocess(benchmark: Benchmark, contender: str, case: Mapping[str, Any]) -> float:
-    """MiB, or NaN with the reason printed where the process failed."""
-    command = [sys.executable, "-m", f"benchmarks.{benchmark.name}"]
-    done = subprocess.run(
-        [*command, "--memory", contender, json.dumps(case)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"memory of {contender} not measured: {reason}", file=sys.stderr)
-        return float("nan")
-    return int(done.stdout.split()[-1]) / MIB
+def _on_linux_cpu() -> bool:
+    return jax.default_backend() == "cpu" and sys.platform == "linux"
+
+
+def work(benchmark: Benchmark, contender: str, case: Mapping[str, Any]) -> None:
+    """A contender's process: prints its memory in bytes, then seconds for each line it reads."""
+    jax.block_until_ready(jax.numpy.zeros(()))
+    if contender != "ours":
+        import torch
+
+        torch.zeros(1)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident("VmRSS") if _on_linux_cpu() else usage
+    step = {"ours": benchmark.ours, **benchmark.peers}[contender](case)
+    print(peak_memory(step, before), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, flush=True)
+
+
+class Worker:
+    """A contender in a process of its own: neither's threads, settings or memory touch the other's.
+
+    Ours runs with the settings that `python -m marginface.main` gives itself.
+    """
+
+    def __init__(self, benchmark: Benchmark, contender: str, case: Mapping[str, Any]):
+        """Raises RuntimeError with the process's last words if it cannot run a step."""
+        words = [f"benchmarks.{benchmark.name}", "--work", contender, json.dumps(case)]
+        self._name = " ".join(words[:3])
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (close() does it)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            env=os.environ | (runtime.CPU_ENVIRONMENT if contender == "ours" else {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self.mib = self._answer() / MIB
+
+    def _answer(self) -> float:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.communicate()
+            self._errors.seek(0)
+            reason = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+            self._errors.close()
+            raise RuntimeError(f"{self._name} failed: {reason}")
+        return float(line)
+
+    def turn(self) -> float:
+        """Runs one step and returns its seconds."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+        self._errors.close()
 
 
 def device() -> str:
@@ -196,17 +238,15 @@ def measure(benchmark: Benchmark, *, quick: bool) -> list[dict[str, str]]:
     if reason:
         print(reason, file=sys.stderr)
     peers = {} if reason else dict(benchmark.peers)
-    contenders = {"ours": benchmark.ours, **peers}
+    contenders = ("ours", *peers)
     rounds = benchmark.rounds[0 if quick else 1]
     rows = []
     for case in benchmark.cases[: benchmark.quick] if quick else benchmark.cases:
         load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-        mib = {name: _memory_in_subprocess(benchmark, name, case) for name in contenders}
-        steps = {}
-        for name, build in contenders.items():
-            steps[name] = build(case)
-        seconds = interleave(steps, rounds)
-        del steps
+        workers = {name: Worker(benchmark, name, case) for name in contenders}
+        seconds = interleave({name: worker.turn for name, worker in workers.items()}, rounds)
+        for worker in workers.values():
+            worker.close()
         kind = "peak allocated" if jax.default_backend() != "cpu" else "peak resident"
         for peer in benchmark.peers:
             ran = peer in seconds
@@ -220,8 +260,8 @@ def measure(benchmark: Benchmark, *, quick: bool) -> list[dict[str, str]]:
                     "ours_seconds": f"{seconds['ours']:.4f}",
                     "peer_seconds": f"{seconds[peer]:.4f}" if ran else NOT_RUN,
                     "ratio": f"{seconds[peer] / seconds['ours']:.2f}" if ran else NOT_RUN,
-                    "ours_mib": f"{mib['ours']:.0f}",
-                    "peer_mib": f"{mib[peer]:.0f}" if ran else NOT_RUN,
+                    "ours_mib": f"{workers['ours'].mib:.0f}",
+                    "peer_mib": f"{workers[peer].mib:.0f}" if ran else NOT_RUN,
                     "device": device(),
                     "conditions": f"median of {rounds} interleaved, memory {kind}, {load}",
                     "versions": versions(),
@@ -257,13 +297,12 @@ def main(benchmarks: Iterable[Benchmark]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few minutes on two cores")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="CSV to append to")
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     benchmarks = tuple(benchmarks)
-    if options.memory:
-        contender, case = options.memory
-        builds = {"ours": benchmarks[0].ours, **benchmarks[0].peers}
-        print(peak_memory(builds[contender], json.loads(case), contender != "ours"))
+    if options.work:
+        contender, case = options.work
+        work(benchmarks[0], contender, json.loads(case))
         return
     print(f"{device()}; {versions()}; commit {commit()}")
     rows = [row for benchmark in benchmarks for row in measure(benchmark, quick=options.quick)]

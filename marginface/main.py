@@ -113,7 +113,9 @@ def main() -> None:
         _leave(message, INPUT_ERROR)
 
 
-def _drop_late_callbacks(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+def _drop_late_callbacks(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Keeps silent on what TensorStore's threads report after a failed save: we report the save."""
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)
@@ -126,4 +128,5 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    runtime.restart_with_huge_pages()
     main()

@@ -1,7 +1,6 @@
 """Benchmarks: the contenders compute the same thing, and rows come out as promised."""
 
 import csv
-import itertools
 import math
 
 import pytest
@@ -24,22 +23,38 @@ def test_contenders_agree_on_the_loss():
 
 def test_interleave_takes_turns():
     calls = []
-    steps = {name: (lambda name=name: calls.append(name) or 0.0) for name in "ab"}
-    medians = common.interleave(steps, 3)
+    turns = {name: (lambda name=name: calls.append(name) or 1.0) for name in "ab"}
+    assert common.interleave(turns, 3) == {"a": 1.0, "b": 1.0}
     assert calls == list("ab" * 4)  # one turn to warm up
-    assert set(medians) == {"a", "b"}
-    assert min(medians.values()) >= 0
 
 
-def test_interleave_takes_the_median(monkeypatch):
-    clock = itertools.accumulate([0, 5, 0, 1, 0, 100])
-    monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
-    assert common.interleave({"ours": lambda: 0.0}, 3) == {"ours": 5}
+def test_interleave_takes_the_median_of_what_counts():
+    seconds = iter([50.0, 5.0, 1.0, 100.0])
+    assert common.interleave({"ours": lambda: next(seconds)}, 3) == {"ours": 5.0}
+
+
+def test_a_worker_measures_in_its_own_process():
+    worker = common.Worker(class_softmax.BENCHMARK, "ours", CASE)
+    assert worker.turn() > 0
+    assert worker.mib >= 0
+    worker.close()
+    with pytest.raises(RuntimeError, match="--work ours failed: KeyError: 'classes'"):
+        common.Worker(class_softmax.BENCHMARK, "ours", {"batch": 1, "dim": 1})
+
+
+class FakeWorker:
+    mib = 12.4
+
+    def __init__(self, benchmark, contender, case):
+        self.turn = lambda: 2.0 if contender == "ours" else 3.0
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(common, "_memory_in_subprocess", lambda *_: 12.4)
+    monkeypatch.setattr(common, "Worker", FakeWorker)
     build = lambda case: lambda: float(case["n"])  # noqa: E731
     return common.Benchmark("toy", ({"n": 1}, {"n": 2}), 1, build, {"other": build}, (1, 2))
 
@@ -50,7 +65,7 @@ def test_rows_and_table(toy, monkeypatch, tmp_path):
     assert len(rows) == 1
     assert tuple(rows[0]) == common.COLUMNS
     assert rows[0]["case"] == "n=1"
-    assert float(rows[0]["ratio"]) > 0
+    assert rows[0]["ratio"] == "1.50"
     assert "median of 1" in rows[0]["conditions"]
     path = tmp_path / "results.csv"
     common.append(rows, path)
