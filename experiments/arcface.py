@@ -1,6 +1,6 @@
 """ArcFace: a margin added to the target's angle.
 
-target: s cos(θ + m),   others: s cos θ_j
+    target: s cos(θ + m),   others: s cos θ_j
 
 The true gradient of the margin is used; --config.loss.detach=True computes the margin without
 gradient, as arcface_torch does.

@@ -1,6 +1,6 @@
 """A-Softmax (SphereFace): a factor m on the target's angle, annealed.
 
-target: ‖x‖ (λ cos θ + ψ(θ)) / (1 + λ),   ψ(θ) = (−1)^k cos(mθ) − 2k,   others: ‖x‖ cos θ_j
+    target: ‖x‖ (λ cos θ + ψ(θ)) / (1 + λ),   ψ(θ) = (−1)^k cos(mθ) − 2k,   others: ‖x‖ cos θ_j
     λ = max(5, 1000 (1 + 0.12 step)^−1)
 
 Liu et al., SphereFace: Deep Hypersphere Embedding for Face Recognition, 2017, equation 7; λ as in

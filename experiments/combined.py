@@ -1,6 +1,6 @@
 """The combined margin: a factor, an angle and a cosine at once.
 
-target: s (cos(m1 θ + m2) − m3),   others: s cos θ_j
+    target: s (cos(m1 θ + m2) − m3),   others: s cos θ_j
 
 Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, equation 4;
 CM1 is (1, 0.3, 0.2), CM2 is (0.9, 0.4, 0.15) in their table 2.

@@ -1,6 +1,6 @@
 """CosFace: a margin subtracted from the target's cosine.
 
-target: s (cos θ − m),   others: s cos θ_j
+    target: s (cos θ − m),   others: s cos θ_j
 
 Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, equation 4.
 

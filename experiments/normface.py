@@ -1,6 +1,6 @@
 """NormFace: softmax over scaled cosines, no margin.
 
-loss = log Σ_j exp(s cos θ_j) − s cos θ_y
+    loss = log Σ_j exp(s cos θ_j) − s cos θ_y
 
 Wang et al., NormFace: L2 Hypersphere Embedding for Face Verification, 2017, equation 6.
 

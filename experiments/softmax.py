@@ -1,6 +1,6 @@
 """Softmax with bias: the loss that knows no margin.
 
-loss = log Σ_j exp(W_j·x + b_j) − (W_y·x + b_y)
+    loss = log Σ_j exp(W_j·x + b_j) − (W_y·x + b_y)
 
 The baseline of every paper here, e.g. Deng et al., ArcFace, 2019, equation 1.
 

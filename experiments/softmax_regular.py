@@ -1,6 +1,6 @@
 """Softmax with RegularFace's exclusive regularisation: prototypes pushed apart.
 
-loss = Softmax + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
+    loss = Softmax + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
 
 Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6.
 

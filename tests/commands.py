@@ -51,7 +51,10 @@ def start(*arguments, cache, devices=1, code=None):
 
 def finish(process, code=0):
     """Waits; returns (stdout, stderr) once the exit code is as expected."""
-    out, err = process.communicate(timeout=600)
+    try:
+        out, err = process.communicate(timeout=1800)
+    finally:
+        process.kill()
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out, err
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from marginface.data import folder
-from marginface.data.folder import FolderFiles, ZipFiles, by_identity, draw_pairs, open_files
+from marginface.data.archives import FolderFiles, ZipFiles, open_files
+from marginface.data.folder import by_identity, draw_pairs
 
 
 def picture(number):

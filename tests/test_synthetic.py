@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface.data import face_renderer, synthetic
+from marginface.data import face_renderer, face_traits, synthetic
 
 SIZE, BATCH = 24, 24  # one shape for all tests: each costs a compilation
 
@@ -84,8 +84,8 @@ def test_difficulty_varies_the_samples_of_an_identity():
 
 def test_traits_come_from_the_identity_alone(monkeypatch):
     seen = []
-    monkeypatch.setattr(face_renderer, "draw_traits", lambda key: seen.append(key) or key)
-    monkeypatch.setattr(face_renderer, "draw_shot", lambda key, difficulty: key)
+    monkeypatch.setattr(face_traits, "draw_traits", lambda key: seen.append(key) or key)
+    monkeypatch.setattr(face_traits, "draw_shot", lambda key, difficulty: key)
     monkeypatch.setattr(
         face_renderer,
         "draw",

@@ -95,6 +95,7 @@ def test_eight_devices_then_four(tmp_path, cache):
     assert json.loads((four / "summary.json").read_text())["device/count"] == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Orbax guesses the sharding on restore
 def test_two_processes_train_and_evaluate_as_one(whole, tmp_path, cache):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,11 +105,10 @@ def test_two_processes_train_and_evaluate_as_one(whole, tmp_path, cache):
     both = [start(*flags, f"--process_id={i}", cache=cache) for i in (0, 1)]
     for process in both:
         finish(process)
+    one_process = tmp_path / "one"
+    run(*SMALL, f"--workdir={one_process}", cache=cache, devices=2)
+    assert_same_run(workdir, one_process)  # two devices, bit for bit, the evaluation too
     np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
-    one, two = figures(whole)[-1], figures(workdir)[-1]
-    assert one.keys() == two.keys()
-    for name in one:
-        assert two[name] == pytest.approx(one[name], abs=0.02), name
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, cache):

@@ -1,4 +1,4 @@
-"""Drawing one face: who it is (Traits), how it was photographed (Shot), and the picture.
+"""The picture of one face, from whom it belongs to (Traits) and how it was taken (Shot).
 
 A head is an ellipsoid whose width changes with height, with bumps along z for nose, sockets, lips
 and so on. Each pixel's ray meets it in closed form; a second pass corrects the bumps' parallax.
@@ -15,56 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from marginface.data.face_traits import Shot, Traits, mix, unit
 from marginface.typing import Array, Float
 
-__all__ = ["Shot", "Traits", "draw", "draw_shot", "draw_traits"]
+__all__ = ["draw"]
 
-_SKIN = np.array(
-    [[0.95, 0.80, 0.72], [0.87, 0.68, 0.56], [0.70, 0.50, 0.38], [0.42, 0.28, 0.21]], np.float32
-)
-_HAIR = np.array(
-    [[0.07, 0.06, 0.06], [0.24, 0.15, 0.10], [0.46, 0.29, 0.17], [0.82, 0.67, 0.42]], np.float32
-)
-_EYES = np.array(
-    [[0.18, 0.10, 0.06], [0.36, 0.24, 0.12], [0.34, 0.42, 0.26], [0.40, 0.52, 0.64]], np.float32
-)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]
 _BLOCK = 8
 _waves_1d = np.cos(np.pi * np.arange(_BLOCK)[:, None] * (np.arange(_BLOCK) + 0.5) / _BLOCK) / 2
 _DCT = (_waves_1d * np.where(np.arange(_BLOCK) == 0, np.sqrt(0.5), 1.0)[:, None]).astype(np.float32)
 
 Planes = tuple[Any, Any, Any]
-
-
-class _Draws:
-    """Random numbers of one key, handed out one after another."""
-
-    def __init__(self, key: Array, count: int):
-        u = jax.random.uniform(key, (3, count))
-        self._flat, self._bell = iter(u[0]), iter(u[1] + u[2] - 1.0)
-
-    def uniform(self, low=0.0, high=1.0):
-        return low + (high - low) * next(self._flat)
-
-    def about(self, middle, spread):
-        """Triangular on middle ± spread."""
-        return middle + spread * next(self._bell)
-
-    def chance(self, probability):
-        return (next(self._flat) < probability).astype(jnp.float32)
-
-    def color(self, low, high):
-        return jnp.stack([self.uniform(low, high) for _ in range(3)])
-
-
-def _ramp(table, position):
-    """Colour [3] at `position` in 0..1 along the rows of `table`."""
-    row = position * (len(table) - 1)
-    return sum(color * jnp.maximum(1 - jnp.abs(row - i), 0) for i, color in enumerate(table))
-
-
-def _mix(a, b, t):
-    return a + (b - a) * t
 
 
 def _step(low, high, value):
@@ -121,268 +82,8 @@ def _column(color):
     return jnp.asarray(color, jnp.float32)[:, None, None]
 
 
-def _unit(x, y, z):
-    r = jax.lax.rsqrt(x * x + y * y + z * z + 1e-9)
-    return x * r, y * r, z * r
-
-
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-class Traits(NamedTuple):
-    """All that makes an identity: lengths in half head heights, amounts from 0 to 1."""
-
-    width: Array
-    depth: Array
-    jaw: Array
-    cheekbone: Array
-    forehead: Array
-    chin: Array
-    crooked: Array
-    skin: Array  # [3]
-    blush: Array
-    mottle: Array
-    oily: Array
-    age: Array
-    freckles: Array
-    phases: Array  # [4]: of all textures
-    marks: Array  # [3, 3]: x, y, radius of three moles
-    scar: Array  # [4]: x, y, slope, presence
-    eye_x: Array
-    eye_y: Array
-    eye_width: Array
-    eye_open: Array
-    eye_slant: Array
-    eye_color: Array  # [3]
-    iris: Array
-    lid: Array
-    lashes: Array
-    socket: Array
-    brow_y: Array
-    brow_thick: Array
-    brow_arch: Array
-    brow_slope: Array
-    brow_gap: Array
-    brow_length: Array
-    brow_color: Array  # [3]
-    nose_y: Array
-    nose_width: Array
-    nose_height: Array
-    nose_bridge: Array
-    nose_wings: Array
-    mouth_y: Array
-    mouth_width: Array
-    mouth_curve: Array
-    upper_lip: Array
-    lower_lip: Array
-    cupid_bow: Array
-    lip_color: Array  # [3]
-    hair: Array
-    hair_color: Array  # [3]
-    hair_volume: Array
-    hair_line: Array
-    hair_top: Array
-    hair_recede: Array
-    hair_sweep: Array
-    hair_side: Array
-    hair_back: Array
-    hair_curl: Array
-    fringe: Array
-    bun: Array
-    ear_size: Array
-    ear_out: Array
-    beard: Array
-    moustache: Array
-    stubble: Array
-    beard_line: Array
-
-
-def draw_traits(key: Array) -> Traits:
-    """Identity parameters of one key."""
-    d = _Draws(key, 80)
-    male = jnp.clip(d.about(0.5, 1.1), 0, 1)
-    female = 1 - male
-    age = d.uniform() ** 1.4
-    tone = d.uniform()
-    skin = _ramp(_SKIN, tone) * (1 + d.about(0, 0.06) * np.array([0.3, 0, -1], np.float32))
-
-    hair = _ramp(_HAIR, d.uniform() * jnp.clip(1.35 - 1.5 * tone, 0.12, 1.0))
-    red = d.chance(0.15) * jnp.clip(1 - 2 * tone, 0, 1)
-    hair = _mix(hair, np.array([0.52, 0.25, 0.12], np.float32), red)
-    grey = jnp.clip((age - d.uniform(0.45, 1.0)) * 4, 0, 1)
-    brow = _mix(0.75 * hair, 0.45, 0.5 * grey)
-    hair = _mix(hair, d.uniform(0.45, 0.8), grey)
-
-    thinning = male * (0.15 + age)
-    shaved = d.chance(0.16 * thinning)
-    horseshoe = d.chance(0.2 * thinning) * (1 - shaved)
-    crop = (1 - d.chance(0.15 + 0.7 * female)) * (1 - horseshoe)
-    long = (1 - crop) * (1 - horseshoe) * (1 - d.chance(0.3))
-    fringe = d.chance(0.33) * (1 - horseshoe)
-    afro = d.chance(0.06 + 0.2 * tone) * (1 - horseshoe) * (1 - long)
-    line = _mix(d.about(0.64, 0.13), d.uniform(0.3, 0.46), fringe)
-    long_side, long_back = d.uniform(-1.6, -0.2), d.uniform(-1.8, -0.7)
-
-    makeup = d.chance(0.5) * female
-    lip = skin * np.array([0.88, 0.66, 0.66], np.float32) * d.about(1.0, 0.1)
-    rouge = jnp.stack([d.uniform(0.5, 0.75), d.uniform(0.12, 0.3), d.uniform(0.16, 0.36)])
-    bearded = d.chance(0.35) * jnp.clip(2 * male - 0.4, 0, 1)
-    marks = [
-        jnp.stack([d.about(0, 0.6), d.uniform(-0.85, 0.45), d.uniform(0.018, 0.05) * d.chance(0.4)])
-        for _ in range(3)
-    ]
-    scar = [d.about(0, 0.5), d.uniform(-0.8, 0.4), d.about(0.0, 2.5), d.chance(0.15)]
-    return Traits(
-        width=d.about(0.735, 0.1),
-        depth=d.about(0.82, 0.08),
-        jaw=d.about(0.06 + 0.06 * male, 0.16),
-        cheekbone=d.about(0.03, 0.07),
-        forehead=d.about(0.05, 0.08),
-        chin=d.about(0.04 + 0.04 * male, 0.06),
-        crooked=d.about(0.0, 0.06),
-        skin=skin,
-        blush=d.uniform(0.0, 0.35) * (1 - 0.8 * tone),
-        mottle=d.uniform(0.0, 0.08),
-        oily=d.uniform(0.05, 0.3),
-        age=age,
-        freckles=d.chance(0.3) * d.uniform(0.3, 0.7) * jnp.clip(1.4 - 2 * tone, 0, 1),
-        phases=jnp.stack([d.uniform() for _ in range(4)]),
-        marks=jnp.stack(marks),
-        scar=jnp.stack(scar),
-        eye_x=d.about(0.305, 0.05),
-        eye_y=d.about(0.02, 0.06),
-        eye_width=d.about(0.15, 0.035),
-        eye_open=d.about(0.067, 0.034),
-        eye_slant=d.about(0.08, 0.25),
-        eye_color=_ramp(_EYES, d.uniform() * jnp.clip(1.5 - 1.6 * tone, 0.2, 1)),
-        iris=d.about(0.068, 0.012),
-        lid=d.uniform(),
-        lashes=jnp.clip(d.about(0.5 + 0.4 * female, 0.3), 0, 1),
-        socket=d.about(0.07, 0.05),
-        brow_y=d.about(0.2, 0.06),
-        brow_thick=d.about(0.03 + 0.02 * male, 0.024),
-        brow_arch=d.about(0.035 + 0.03 * female, 0.05),
-        brow_slope=d.about(0.0, 0.18),
-        brow_gap=d.about(0.13, 0.06),
-        brow_length=d.about(0.36, 0.07),
-        brow_color=brow,
-        nose_y=d.about(-0.34, 0.08),
-        nose_width=d.about(0.105 + 0.03 * tone, 0.045),
-        nose_height=d.about(0.22 - 0.04 * tone, 0.09),
-        nose_bridge=d.about(0.6, 0.4),
-        nose_wings=d.about(0.055, 0.035),
-        mouth_y=d.about(-0.61, 0.06),
-        mouth_width=d.about(0.25, 0.06),
-        mouth_curve=d.about(0.0, 0.2),
-        upper_lip=d.about(0.047 + 0.015 * female + 0.02 * tone, 0.032),
-        lower_lip=d.about(0.07 + 0.015 * female + 0.02 * tone, 0.038),
-        cupid_bow=d.uniform(0.0, 0.5),
-        lip_color=_mix(lip, rouge, 0.75 * makeup),
-        hair=1 - shaved,
-        hair_color=hair,
-        hair_volume=d.uniform(0.03, 0.14) * (1 - 0.5 * horseshoe) + 0.22 * afro,
-        hair_line=line + 0.6 * horseshoe,
-        hair_top=_mix(3.0, d.uniform(0.25, 0.6), horseshoe),
-        hair_recede=jnp.maximum(d.about(0.0, 0.2) + 0.3 * male * age, 0.0) * (1 - fringe),
-        hair_sweep=d.about(0.0, 0.5),
-        hair_side=_mix(d.uniform(-0.05, 0.3), long_side, long),
-        hair_back=_mix(_mix(d.uniform(-0.15, 0.25), d.uniform(-0.7, -0.3), afro), long_back, long),
-        hair_curl=jnp.maximum(d.uniform() * d.chance(0.5), afro),
-        fringe=fringe,
-        bun=d.chance(0.3) * female * (1 - crop) * (1 - long) * (1 - horseshoe),
-        ear_size=d.about(0.17, 0.05),
-        ear_out=d.about(0.03, 0.04),
-        beard=bearded * d.chance(0.7) * d.uniform(0.5, 0.95),
-        moustache=bearded * d.chance(0.8) * d.uniform(0.5, 0.95),
-        stubble=male * d.uniform(0.0, 0.35),
-        beard_line=d.about(0.0, 0.16),
-    )
-
-
-class Shot(NamedTuple):
-    """All that changes from one photograph of an identity to the next."""
-
-    yaw: Array
-    pitch: Array
-    roll: Array
-    scale: Array
-    shift_x: Array
-    shift_y: Array
-    distance: Array
-    light: Array  # [3], unit, towards the light
-    light_color: Array  # [3]
-    ambient: Array
-    exposure: Array
-    contrast: Array
-    smile: Array
-    mouth_open: Array
-    brow_raise: Array
-    eyelid: Array
-    gaze_x: Array
-    gaze_y: Array
-    hair_mess: Array
-    beard_growth: Array
-    glasses: Array
-    sunglasses: Array
-    glasses_size: Array
-    glasses_color: Array  # [3]
-    hat: Array
-    hat_line: Array
-    hat_color: Array  # [3]
-    shirt: Array  # [3]
-    backdrop: Array  # [3, 3]: left, right, and what stands behind the head
-    edge: Array  # [2]: where it stands, and its slope
-    blur: Array
-    noise: Array
-    quantum: Array
-
-
-def draw_shot(key: Array, difficulty: Any) -> Shot:
-    """Nuisance parameters of one key; their spread grows with `difficulty`."""
-    d = _Draws(key, 48)
-    hard = jnp.asarray(difficulty, jnp.float32)
-    light = _unit(d.about(0.0, 0.3 + 1.1 * hard), d.about(0.4, 0.2 + 0.5 * hard), 1.0)
-    warm, green = d.about(0.0, 0.03 + 0.22 * hard), d.about(0.0, 0.01 + 0.06 * hard)
-    glasses = d.chance(0.16 * hard)
-    wall, tint = d.about(0.55, 0.08 + 0.4 * hard), 0.03 + 0.15 * hard
-    return Shot(
-        yaw=d.about(0.0, 0.05 + 0.55 * hard),
-        pitch=d.about(0.0, 0.03 + 0.25 * hard),
-        roll=d.about(0.0, 0.02 + 0.16 * hard),
-        scale=1 + d.about(0.0, 0.02 + 0.1 * hard),
-        shift_x=d.about(0.0, 0.02 + 0.1 * hard),
-        shift_y=d.about(0.0, 0.02 + 0.1 * hard),
-        distance=d.uniform(4.0, 8.0),
-        light=jnp.stack(light),
-        light_color=jnp.stack([1 + warm, 1 + green, 1 - warm]),
-        ambient=d.about(0.42, 0.06 + 0.14 * hard),
-        exposure=1 + d.about(0.0, 0.05 + 0.35 * hard),
-        contrast=d.about(0.0, 0.03 + 0.15 * hard),
-        smile=d.about(0.1, 0.15 + 0.6 * hard),
-        mouth_open=jnp.maximum(d.about(-0.3, 0.15 + 0.7 * hard), 0.0),
-        brow_raise=d.about(0.0, 0.2 + 0.5 * hard),
-        eyelid=jnp.clip(d.about(1.0, 0.05 + 0.4 * hard), 0.1, 1.2),
-        gaze_x=d.about(0.0, 0.2 + 0.5 * hard),
-        gaze_y=d.about(0.0, 0.1 + 0.3 * hard),
-        hair_mess=d.about(0.0, 0.2 + 0.5 * hard),
-        beard_growth=d.about(0.0, 0.1 + 0.4 * hard),
-        glasses=glasses,
-        sunglasses=glasses * d.chance(0.12 * hard),
-        glasses_size=d.about(0.19, 0.05),
-        glasses_color=0.8 * _ramp(_HAIR, d.uniform()),
-        hat=d.chance(0.09 * hard),
-        hat_line=d.uniform(0.32, 0.55),
-        hat_color=d.color(0.05, 0.75),
-        shirt=d.color(0.05, 0.9),
-        backdrop=jnp.stack(
-            [wall + d.about(0, 0.05 + 0.2 * hard) + d.color(-tint, tint) for _ in range(3)]
-        ),
-        edge=jnp.stack([d.uniform(-1.0, 1.0), d.about(0.0, 0.3)]),
-        blur=d.uniform() ** 2 * (0.1 + 0.8 * hard),
-        noise=0.004 + d.uniform() ** 2 * 0.035 * hard,
-        quantum=0.01 + d.uniform() ** 2 * 0.16 * hard,
-    )
 
 
 class _View(NamedTuple):
@@ -523,7 +224,7 @@ def _head(t: Traits, s: Shot, view: _View):
     inverse = 1.0 / width
     flat_x = x * inverse * inverse
     flat_z = (z - lift) * (1.0 / t.depth**2)
-    normal = _unit(
+    normal = unit(
         flat_x - flat_z * slope_x,
         y / (tall * tall) - flat_x * x * inverse * narrowing - flat_z * slope_y,
         flat_z,
@@ -555,7 +256,7 @@ def _skin(t: Traits, s: Shot, x, y, side):
     turn = jax.lax.rsqrt(1 + slope * slope)
     along, across = turn * (x - sx + slope * (y - sy)), turn * (y - sy - slope * (x - sx))
     scar = there * _spot(across, along, 0.02, 0.2)
-    albedo = _mix(albedo, skin * _column([1.2, 0.8, 0.8]), scar)
+    albedo = mix(albedo, skin * _column([1.2, 0.8, 0.8]), scar)
 
     ex, ey = side - t.eye_x, y - t.eye_y
     furrow = _line(_wave(5.5 * y + 1.4 * x * x) - 0.9, 0.25) * _spot(x, y - 0.42, 0.4, 0.14)
@@ -603,9 +304,9 @@ def _mouth(t: Traits, s: Shot, pixel, albedo, shade, y, side):
     seam = _line(my, 0.018) * _step(1.25, 0.9, across) * (1 - hole)
     corner = _spot(side - width, my, 0.03, 0.03)
     lip_tone = _column(t.lip_color) ** 2 * (0.85 + 0.25 * _step(0.0, -0.1, my))
-    albedo = _mix(albedo, lip_tone, 0.85 * lips)
-    albedo = _mix(albedo, _column([0.09, 0.02, 0.02]), hole)
-    albedo = _mix(albedo, _column([0.72, 0.69, 0.63]), teeth)
+    albedo = mix(albedo, lip_tone, 0.85 * lips)
+    albedo = mix(albedo, _column([0.09, 0.02, 0.02]), hole)
+    albedo = mix(albedo, _column([0.72, 0.69, 0.63]), teeth)
     return albedo, shade * (1 - 0.7 * seam) * (1 - 0.45 * corner)
 
 
@@ -621,7 +322,7 @@ def _eyes(t: Traits, s: Shot, pixel, light, albedo, shade, x, y, side):
     r = _length(gx, gy)
     iris, pupil = _inside(t.iris - r, pixel), _inside(0.4 * t.iris - r, pixel)
     glint = _spot(gx * mirror - 0.4 * t.iris * jnp.sign(light[0]), gy - 0.4 * t.iris, 0.02, 0.02)
-    color = _mix(
+    color = mix(
         0.6 - 0.2 * _step(0.4, 1.0, jnp.abs(across)),
         _column(t.eye_color) ** 2 * (0.8 + 0.8 * r / t.iris),
         iris,
@@ -633,7 +334,7 @@ def _eyes(t: Traits, s: Shot, pixel, light, albedo, shade, x, y, side):
     crease = (0.2 + 0.4 * t.lid) * _line(ey - top - 0.055, 0.02) * reach
     hollow = (0.1 + 2.0 * t.socket) * _spot(ex + 0.05, level - 0.05, 0.17, 0.1) * (1 - ball)
     shade = shade * (1 - 0.85 * lash) * (1 - lower) * (1 - crease) * (1 - hollow)
-    return _mix(albedo, color, ball), shade, ball
+    return mix(albedo, color, ball), shade, ball
 
 
 def _brows(t: Traits, s: Shot, pixel, y, side, strand):
@@ -654,12 +355,12 @@ def _face(t: Traits, s: Shot, view: _View, point, normal):
     albedo, shade = _skin(t, s, x, y, side)
     fur = _column(t.brow_color) ** 2 * (1 + 0.4 * strand)
     whiskers = _whiskers(t, s, y, side, strand)
-    albedo = _mix(albedo, fur, whiskers)
+    albedo = mix(albedo, fur, whiskers)
     albedo, shade = _mouth(t, s, pixel, albedo, shade, y, side)
     albedo, shade, ball = _eyes(t, s, pixel, view.light, albedo, shade, x, y, side)
-    albedo = _mix(albedo, fur, _brows(t, s, pixel, y, side, strand))
+    albedo = mix(albedo, fur, _brows(t, s, pixel, y, side, strand))
     lamp = _column(s.light_color)
-    half = _unit(*(a + b for a, b in zip(view.light, view.eye, strict=True)))
+    half = unit(*(a + b for a, b in zip(view.light, view.eye, strict=True)))
     gloss = jnp.maximum(_dot(normal, half), 0.0) ** 16 * (1 - whiskers) * (1 - ball)
     rim = 0.55 + 0.45 * _step(0.0, 0.55, _dot(normal, view.eye))
     sky = s.ambient * (0.8 + 0.2 * normal[1])
@@ -679,14 +380,14 @@ class _Hair(NamedTuple):
 
 
 def _shell(t: Traits, s: Shot, view: _View) -> _Hair:
-    full = _mix(t.hair_volume, 0.05, s.hat)
+    full = mix(t.hair_volume, 0.05, s.hat)
     ox, oy, oz = view.origin
     low = 1.0 + 0.9 * _step(-0.5, -1.4, t.hair_back)
     a, c = 1.06 * t.width + full, t.depth + 0.1 + 0.75 * full
     b = (0.9 + full) * jnp.where(view.upright[1] < 0.12, low, 1.0)
     near, far, room = _meet((ox, oy - 0.12, oz + 0.08), view.ray, a, b, c)
     x, y, z = view.at(near)
-    normal = _unit(x * (1 / a**2), (y - 0.12) / (b * b), (z + 0.08) * (1 / c**2))
+    normal = unit(x * (1 / a**2), (y - 0.12) / (b * b), (z + 0.08) * (1 / c**2))
     cover = _inside(room, 2 * view.pixel)
     return _Hair(cover, (x, y, z), view.at(far), normal, jnp.abs(x) * (1.0 / a))
 
@@ -697,8 +398,8 @@ def _behind(t: Traits, s: Shot, view: _View, hair: _Hair):
     right, up = view.frame
     pixel, lamp = view.pixel, _column(s.light_color)
     wall = [_column(jnp.clip(color, 0.02, 0.98)) ** 2 for color in s.backdrop]
-    picture = _mix(wall[0], wall[1], 0.5 + 0.4 * right + 0.1 * up)
-    picture = _mix(picture, wall[2], _step(-0.06, 0.06, right - s.edge[0] - s.edge[1] * up))
+    picture = mix(wall[0], wall[1], 0.5 + 0.4 * right + 0.1 * up)
+    picture = mix(picture, wall[2], _step(-0.06, 0.06, right - s.edge[0] - s.edge[1] * up))
 
     hair_tint = _column(t.hair_color) ** 2
     x, y, _ = hair.far
@@ -708,7 +409,7 @@ def _behind(t: Traits, s: Shot, view: _View, hair: _Hair):
     bun_x, bun_y, _ = view.to_view(0.0, 1.02 + t.hair_volume, -0.35)
     bun = t.bun * _inside(0.26 - _length(u - bun_x, v - bun_y), pixel)
     dim = hair_tint * (0.85 + 0.25 * _grain(8 * x, t.phases)) * (0.2 * lamp + 0.4 * s.ambient)
-    picture = _mix(picture, dim, jnp.maximum(back, bun))
+    picture = mix(picture, dim, jnp.maximum(back, bun))
 
     skin = _column(t.skin) ** 2
     chin_x, chin_y, _ = view.to_view(0.0, -0.75, -0.25)
@@ -716,10 +417,10 @@ def _behind(t: Traits, s: Shot, view: _View, hair: _Hair):
     neck = _inside(0.4 * (1 - jnp.abs(nx)), pixel) * _inside(chin_y - v, pixel)
     bulge = jnp.sqrt(jnp.maximum(1 - nx * nx, 0.05))
     glow = lamp * jnp.maximum(bulge * s.light[2] + nx * s.light[0], 0.1) + s.ambient
-    picture = _mix(picture, skin * glow * (0.4 + 0.4 * _step(chin_y - 0.3, chin_y - 0.7, v)), neck)
+    picture = mix(picture, skin * glow * (0.4 + 0.4 * _step(chin_y - 0.3, chin_y - 0.7, v)), neck)
     collar = 0.2 * chin_y - 1.05 - 0.22 * u * u - 0.15 * _step(0.42, 0.2, jnp.abs(u))
     cloth = _column(s.shirt) ** 2 * (0.5 * lamp + s.ambient)
-    picture = _mix(picture, cloth, _inside(collar - v, pixel))
+    picture = mix(picture, cloth, _inside(collar - v, pixel))
 
     for side in (-1.0, 1.0):
         ear_x, ear_y, _ = view.to_view(side * (0.97 * t.width + t.ear_out), t.eye_y - 0.1, -0.12)
@@ -727,7 +428,7 @@ def _behind(t: Traits, s: Shot, view: _View, hair: _Hair):
         r = _length((u - ear_x) * (1.0 / breadth), (v - ear_y) * (1.0 / t.ear_size))
         glow = lamp * (0.8 * jnp.maximum(0.5 + side * s.light[0], 0.15)) + s.ambient
         tint = skin * _column([1.0, 0.85, 0.82]) * (0.55 + 0.35 * _step(0.3, 0.9, r))
-        picture = _mix(picture, tint * glow, _inside((1 - r) * breadth, pixel))
+        picture = mix(picture, tint * glow, _inside((1 - r) * breadth, pixel))
     return picture
 
 
@@ -747,7 +448,7 @@ def _before(t: Traits, s: Shot, view: _View, hair: _Hair, picture, head):
     temple = across * across
     line = t.hair_line + ragged + 0.45 * t.hair_sweep * (x + 0.15) + t.hair_recede * temple
     line = line - 0.3 * temple * (1 - t.fringe)
-    edge = _mix(line, t.hair_side, _step(0.7, 0.97, across))
+    edge = mix(line, t.hair_side, _step(0.7, 0.97, across))
     edge = jnp.where(z > 0.0, edge, t.hair_back)
     worn = t.hair * hair.cover * _inside(t.hair_top - y, 4 * pixel)
     front = worn * _inside(y - edge, 3 * pixel)
@@ -755,12 +456,12 @@ def _before(t: Traits, s: Shot, view: _View, hair: _Hair, picture, head):
     shine = _line(y - 0.72 + 0.1 * x * x, 0.22) * view.lit(hair.normal, 0.0) * (1 + locks)
     light = lamp * (1.1 * view.lit(hair.normal, 0.35)) + sky
     tint = _column(t.hair_color) ** 2 * (strands * light) + lamp * (0.05 * shine)
-    picture = _mix(picture * (1 - 0.35 * shadow), tint, front)
+    picture = mix(picture * (1 - 0.35 * shadow), tint, front)
 
     rise = y - s.hat_line - 0.05 * x
     knit = (1 - 0.3 * _step(0.16, 0.13, rise)) * (0.85 + 0.15 * _wave(9 * x))
     cap = _column(s.hat_color) ** 2 * knit * (lamp * view.lit(hair.normal, 0.2) + sky)
-    picture = _mix(picture, cap, s.hat * hair.cover * _inside(rise, pixel))
+    picture = mix(picture, cap, s.hat * hair.cover * _inside(rise, pixel))
 
     size = s.glasses_size
     x, y, _ = view.at((t.depth + 0.03 - view.origin[2]) / view.ray[2])
@@ -772,7 +473,7 @@ def _before(t: Traits, s: Shot, view: _View, hair: _Hair, picture, head):
     frame = jnp.maximum(_inside(0.02 - jnp.abs(rim), pixel), jnp.maximum(bridge, arm))
     lens = _inside(-rim, pixel) * (0.08 * s.glasses + 0.8 * s.sunglasses)
     metal = _column(s.glasses_color) ** 2 * (0.6 * lamp + s.ambient)
-    return _mix(picture * (1 - lens), metal, s.glasses * frame)
+    return mix(picture * (1 - lens), metal, s.glasses * frame)
 
 
 def _blur(image, sigma):
@@ -820,7 +521,7 @@ def draw(t: Traits, s: Shot, key: Array, size: int) -> Float[Array, "3 {size} {s
     view = _look(s, size)
     point, normal, head = jax.lax.optimization_barrier(_head(t, s, view))
     hair = _shell(t, s, view)
-    picture = _mix(_behind(t, s, view, hair), _face(t, s, view, point, normal), head)
+    picture = mix(_behind(t, s, view, hair), _face(t, s, view, point, normal), head)
     picture = _before(t, s, view, hair, picture, head)
 
     picture = jnp.sqrt(jnp.clip(0.95 * s.exposure * picture, 0.0, 1.5))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from marginface.data import Faces, Pairs, folder
+from marginface.data import Faces, Pairs, archives, folder
 from marginface.data.images import Augment, Frame
 
 IMAGES = "lfw_deepfunneled_112_q90.zip"
@@ -28,8 +28,8 @@ class Lists:
                     f"LFW: no {root / part}; set data.kw.root to a folder that holds {images} and "
                     f"{lists} ({part}: a folder or zip file of {content})"
                 )
-        self.files = folder.open_files(root / images)
-        self._lists = folder.open_files(root / lists)
+        self.files = archives.open_files(root / images)
+        self._lists = archives.open_files(root / lists)
         self._rows = {
             row.decode("utf-8", "replace").rsplit("/", 1)[-1]: i
             for i, row in enumerate(self.files.names)

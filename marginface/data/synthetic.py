@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marginface.data import Faces, Pairs, Record, face_renderer
+from marginface.data import Faces, Pairs, Record, face_renderer, face_traits
 from marginface.typing import Array, Float, Shaped
 
 __all__ = ["load", "render"]
@@ -33,7 +33,7 @@ def _draw_all(seed, identity, sample, size, difficulty):
         who, when = jax.random.split(jax.random.fold_in(root, identity))
         shot, noise = jax.random.split(jax.random.fold_in(when, sample))
         return face_renderer.draw(
-            face_renderer.draw_traits(who), face_renderer.draw_shot(shot, difficulty), noise, size
+            face_traits.draw_traits(who), face_traits.draw_shot(shot, difficulty), noise, size
         )
 
     images = jax.vmap(one)(identity, sample)
