@@ -9,7 +9,9 @@ Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 20
 
     python -m marginface.main --config experiments/arcface.py
 
-@@arcface@@
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: not run yet with these settings. Published, CASIA-WebFace, ResNet-50, m = 0.5 (the
+paper's table 2): LFW 99.53, CFP-FP 95.56, AgeDB 95.15.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,9 @@ the authors' training files.
 
     python -m marginface.main --config experiments/asoftmax.py
 
-@@asoftmax@@
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: not run yet with these settings. Published, CASIA-WebFace, 64 layers, m = 4:
+LFW 99.42, YTF 95.0.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,9 @@ CM1 is (1, 0.3, 0.2), CM2 is (0.9, 0.4, 0.15) in their table 2.
 
     python -m marginface.main --config experiments/combined.py
 
-@@combined@@
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: not run yet with these settings. Published, CASIA-WebFace, ResNet-50, CM1 (the
+paper's table 2): LFW 99.48, CFP-FP 95.12, AgeDB 94.38.
 """
 
 from ml_collections import ConfigDict

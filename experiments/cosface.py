@@ -6,7 +6,9 @@ Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018, 
 
     python -m marginface.main --config experiments/cosface.py
 
-@@cosface@@
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: not run yet with these settings. Published, CASIA-WebFace, SphereFace-64 (the
+paper's table 2): LFW 99.33, YTF 96.1.
 """
 
 from ml_collections import ConfigDict

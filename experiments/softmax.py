@@ -6,7 +6,9 @@ The baseline of every paper here, e.g. Deng et al., ArcFace, 2019, equation 1.
 
     python -m marginface.main --config experiments/softmax.py
 
-@@softmax@@
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: on LFW View 1 about 83 % (see results/); on the embedded faces not run.
+Published, CASIA-WebFace, ResNet-50 (ArcFace, table 2): LFW 99.08, CFP-FP 94.39, AgeDB 92.33.
 """
 
 from experiments import common

@@ -6,7 +6,8 @@ Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 20
 
     python -m marginface.main --config experiments/softmax_regular.py
 
-@@softmax_regular@@
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: not run yet with these settings.
 """
 
 from ml_collections import ConfigDict

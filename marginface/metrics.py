@@ -46,7 +46,7 @@ class Writer:
         self._file = self._path.open("a", encoding="utf-8")
         self._bar = tqdm.tqdm(
             total=total_steps,
-            initial=resume_step,
+            initial=max(resume_step, 0),
             unit="step",
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
@@ -65,7 +65,8 @@ class Writer:
         if self._bar.disable:
             print(f"step {step}/{self._bar.total}  {text}", flush=True)
         elif any(k.startswith(("loss/", "train/")) for k in values):
-            self._bar.set_postfix_str(text[:80], refresh=False)
+            brief = {k: f"{values[k]:.4g}" for k in ("loss/total", "train/top1") if k in values}
+            self._bar.set_postfix(brief, refresh=False)
         else:
             self._bar.write(f"step {step}  {text}")
 
