@@ -8,7 +8,8 @@ Wang et al., NormFace: L2 Hypersphere Embedding for Face Verification, 2017, equ
 
 Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
 Expect: on LFW View 1 about 84 % (see results/); on the embedded faces not run.
-Published, CASIA-WebFace, ResNet-50, s = 64 (ArcFace, table 2): LFW 98.56, CFP-FP 89.79, AgeDB 88.72.
+Published, CASIA-WebFace, ResNet-50, s = 64 (ArcFace, table 2): LFW 98.56, CFP-FP 89.79,
+AgeDB 88.72.
 """
 
 from experiments import common
