@@ -141,7 +141,7 @@ BENCHMARK = common.Benchmark(
     quick=2,
     ours=ours,
     peers={"pytorch-metric-learning": metric_learning, "arcface_torch Partial FC": partial_fc},
-    rounds=(3, 7),
+    rounds=(7, 15),
 )
 
 if __name__ == "__main__":
