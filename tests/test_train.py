@@ -95,7 +95,6 @@ def test_eight_devices_then_four(tmp_path, cache):
     assert json.loads((four / "summary.json").read_text())["device/count"] == 4
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Orbax guesses the sharding on restore
 def test_two_processes_train_and_evaluate_as_one(whole, tmp_path, cache):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -107,7 +106,8 @@ def test_two_processes_train_and_evaluate_as_one(whole, tmp_path, cache):
         finish(process)
     one_process = tmp_path / "one"
     run(*SMALL, f"--workdir={one_process}", cache=cache, devices=2)
-    assert_same_run(workdir, one_process)  # two devices, bit for bit, the evaluation too
+    # Two devices either way: bit for bit, to the evaluation of the final state.
+    assert figures(workdir) == figures(one_process)
     np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
 
 
