@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from marginface import class_softmax, margins
+from marginface import class_losses, class_softmax, margins
 
 MARGIN, SCALE = 0.5, 64.0
 
@@ -31,14 +31,14 @@ def ours(case: Mapping[str, Any]) -> common.Step:
     @jax.jit
     def gradient(embeddings: jax.Array, prototypes: jax.Array) -> tuple:
         def loss(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
-            return class_softmax.margin_softmax(
+            return class_losses.margin_softmax(
                 embeddings,
                 labels,
                 class_softmax.all_classes(prototypes, case["classes"]),
                 margin=functools.partial(margins.additive_angular, m=MARGIN),
                 scale=SCALE,
                 chunk_size=case["chunk_size"] or None,
-            ).mean()
+            ).loss.mean()
 
         return jax.value_and_grad(loss, argnums=(0, 1))(embeddings, prototypes)
 

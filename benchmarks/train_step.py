@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from benchmarks import common
-from marginface import class_softmax, margins
+from marginface import class_losses, class_softmax, margins
 from marginface.models import iresnet
 
 MARGIN, SCALE, CLASSES, DIM = 0.5, 64.0, 10_572, 512
@@ -53,14 +53,14 @@ def ours(case: Mapping[str, Any]) -> common.Step:
                 train=True,
                 mutable=["batch_stats"],
             )
-            values = class_softmax.margin_softmax(
+            values = class_losses.margin_softmax(
                 embeddings,
                 labels,
                 class_softmax.all_classes(params["prototypes"], CLASSES),
                 margin=functools.partial(margins.additive_angular, m=MARGIN),
                 scale=SCALE,
             )
-            return values.mean(), update["batch_stats"]
+            return values.loss.mean(), update["batch_stats"]
 
         (value, new_stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, momentum = optimizer.update(gradient, momentum, params)

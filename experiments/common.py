@@ -3,6 +3,7 @@
 A variant stands behind the file name, e.g. experiments/arcface_regular.py:data=lfw,dim=256.
 
     data=synthetic   the embedded faces, nothing to download (default; under 5 minutes on 2 cores)
+    data=small       the same at 32×32 with a smaller network: under a minute
     data=lfw         LFW's development people, root=../shared/data (under 20 minutes on 2 cores)
     data=folder      your own faces, root=<folder or zip of identity/image files>
     data=casia       CASIA-WebFace in the published setting, root=<folder or zip>; one GPU or more
@@ -51,7 +52,7 @@ def parse_variant(arg: str | None) -> dict[str, Any]:
 def base(arg: str | None) -> ConfigDict:
     """The config but for its loss: data, network, optimizer and schedule of the variant `arg`."""
     variant = parse_variant(arg)
-    presets = {"synthetic": synthetic, "lfw": lfw, "folder": folder, "casia": casia}
+    presets = {"synthetic": synthetic, "small": small, "lfw": lfw, "folder": folder, "casia": casia}
     if variant["data"] not in presets:
         hint = nearest(variant["data"], presets)
         raise ValueError(f"variant data={variant['data']!r} is unknown; {hint}")
@@ -63,10 +64,19 @@ def base(arg: str | None) -> ConfigDict:
     config.steps = 0  # 0: as the epochs say
     config.log_every = 20
     config.checkpoint_every = 200
-    config.data = ConfigDict({"name": "", "workers": 0, "kw": {}})
+    config.data = ConfigDict(
+        {
+            "name": "",
+            "workers": 0,
+            "images_per_identity": 0,  # K > 0: batches of batch_size / K identities, K images each
+            "kw": {},
+        }
+    )
     config.model = ConfigDict({"name": "", "embedding_dim": 128, "kw": {}})
     config.loss = ConfigDict(
         {
+            "name": "margin_softmax",  # a function of class_losses; "" for none
+            "kw": {},
             "margin": "identity",
             "margin_kw": {},
             "detach": False,  # True: the margin without gradient, as arcface_torch has it
@@ -75,9 +85,13 @@ def base(arg: str | None) -> ConfigDict:
             "scale": 32.0,
             "norm_as_scale": False,  # True: the scale is ‖x‖, as SphereFace has it
             "chunk_size": 0,  # classes at a time; 0: all at once
+            "sample_rate": 1.0,  # part of the classes in each step's softmax (Partial FC)
         }
     )
-    config.regularizers = ConfigDict()
+    # Further terms by the names of their functions, each with its weight.
+    config.regularizers = ConfigDict()  # of the prototypes
+    config.joint = ConfigDict()  # of the embeddings, beside the loss over classes
+    config.pairs = ConfigDict()  # of pairs and triplets in the batch
     config.optimizer = ConfigDict(
         {
             "name": "sgd",
@@ -100,7 +114,7 @@ def base(arg: str | None) -> ConfigDict:
             "power": 1.0,
         }
     )
-    config.evaluate = ConfigDict({"every": 0, "batch_size": 128})
+    config.evaluate = ConfigDict({"every": 0, "batch_size": 128, "score": "cosine"})
     config.wandb = ConfigDict({"use": False, "project": "marginface", "mode": "offline"})
 
     presets[variant["data"]](config, variant["root"])
@@ -141,6 +155,13 @@ def synthetic(config: ConfigDict, root: str) -> None:
     )
     small_network(config)
     config.epochs = 1.0  # an image more costs nothing here: none is seen twice
+
+
+def small(config: ConfigDict, root: str) -> None:
+    """Embedded faces at 32×32 and a quarter of the network's width, to compare many losses."""
+    synthetic(config, root)
+    config.data.kw.update(identities=400, samples=48, image_size=32)
+    config.model.kw.width = 0.25
 
 
 def lfw(config: ConfigDict, root: str) -> None:
@@ -215,6 +236,35 @@ def small_network(config: ConfigDict) -> None:
     config.schedule.warmup = 0.07
 
 
+def class_loss(config: ConfigDict, name: str, *, without: tuple[str, ...] = (), **kw: Any) -> None:
+    """Chooses the loss over classes and its arguments; takes out what it has no place for.
+
+    Args:
+        config: from base.
+        name: a function of class_losses.
+        without: "margin" and "scale", where it takes none.
+        kw: its own arguments.
+    """
+    config.loss.name, config.loss.kw = name, ConfigDict(kw)
+    for key in without:
+        del config.loss[key]
+
+
+def pairs_only(arg: str | None) -> ConfigDict:
+    """The variant's config without a loss over classes, four images of each person in a batch."""
+    config = base(arg)
+    config.loss = ConfigDict(
+        {"name": "", "kw": {}, "similarity": "cosine", "chunk_size": 0, "sample_rate": 1.0}
+    )
+    config.data.images_per_identity = 4
+    return config
+
+
+def full_size(arg: str | None) -> bool:
+    """Whether the variant trains at the papers' scale: theirs are the values to take."""
+    return parse_variant(arg)["data"] in ("folder", "casia")
+
+
 def margin(arg: str | None, *, published: float, small: float) -> float:
-    """A margin for the full-size sets (folder, casia) or for the small ones of the laptop."""
-    return published if parse_variant(arg)["data"] in ("folder", "casia") else small
+    """A value for the full-size sets (folder, casia) or for the small ones of the laptop."""
+    return published if full_size(arg) else small

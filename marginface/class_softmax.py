@@ -1,10 +1,11 @@
-"""Softmax over classes with a margin on the true one: the only code that walks over all classes.
+"""What the losses over classes are made of: the only code that walks over all classes.
 
     loss_i = softplus(LSE_i − s·ψ(c_i)),  c_i = sim(x_i, W_{y_i}),
     LSE_i = log Σ_{j≠y_i} exp(s·sim(x_i, W_j))
 
 Leaving the target out of the sum keeps a small loss exact. Which classes are held is data, not
-code: `Classes`. All of them, a padded matrix, or one device's shard go through the same functions.
+code: `Classes`. All of them, a padded matrix, one device's shard or a sample of it go through the
+same functions.
 With `axis_name`, call them inside jax.shard_map with embeddings and labels replicated and the
 classes sharded; take gradients outside of it.
 """
@@ -18,7 +19,6 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from marginface.margins import Margin, identity
 from marginface.similarity import Rows, Similarity, cosine
 from marginface.typing import Array, Bool, Float, Int
 
@@ -35,13 +35,14 @@ class Classes(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """What the other classes amount to: log Σ exp(s·sim) and the largest sim, both [b].
+    """What the other classes amount to: log Σ exp(s·sim), the largest sim, Σ s·sim if asked for.
 
-    Both are −inf where there is no other class.
+    All are [b]; the first two are −inf where there is no other class.
     """
 
     logsumexp: Array
     max: Array
+    sum: Array | None = None
 
 
 def all_classes(rows: Rows, num_classes: int, *, axis_name: str | None = None) -> Classes:
@@ -59,6 +60,45 @@ def all_classes(rows: Rows, num_classes: int, *, axis_name: str | None = None) -
     offset = 0 if axis_name is None else lax.axis_index(axis_name) * c
     ids = offset + jnp.arange(c, dtype=jnp.int32)
     return Classes(rows, jnp.where(ids < num_classes, ids, PAD))
+
+
+def sample_classes(
+    key: Array, labels: Int[Array, "b"], classes: Classes, num: int, *, axis_name: str | None = None
+) -> Classes:
+    """Partial FC: the classes of the batch and others at random, `num` of those held here.
+
+    Every label that is held here stays, so that no target is missing: if num is smaller than the
+    batch, as many as the batch has examples are taken. Which of the others stay is uniform, without
+    replacement, and drawn anew on each device. The softmax over a sample is not corrected for what
+    was left out (the paper's choice).
+
+    Args:
+        key: for the draw.
+        labels: y, class numbers.
+        classes: the classes held here.
+        num: how many to keep of those held here.
+        axis_name: the mesh axis over which the classes are sharded, if any.
+
+    Returns:
+        The classes kept, max(num, b) of them or all.
+
+    Raises:
+        ValueError: num is not positive.
+
+    References:
+        An et al., Killing Two Birds with One Stone: Efficient and Robust Training of Face
+        Recognition CNNs by Partial FC, 2022, section 3.2.
+    """
+    if num < 1:
+        raise ValueError(f"a sample of {num} classes; give a positive number")
+    c = classes.ids.shape[0]
+    if axis_name is not None:
+        key = jax.random.fold_in(key, lax.axis_index(axis_name))
+    at, held = find(classes.ids, labels)
+    chance = jnp.where(classes.ids == PAD, -1.0, jax.random.uniform(key, (c,)))
+    chance = chance.at[jnp.where(held, at, c)].set(2.0, mode="drop")
+    kept = jnp.sort(lax.top_k(chance, min(c, max(num, labels.shape[0])))[1])
+    return jax.tree.map(lambda leaf: leaf[kept], classes)
 
 
 def find(ids: Int[Array, "c"], wanted: Int[Array, "n"]) -> tuple[Int[Array, "n"], Bool[Array, "n"]]:
@@ -115,6 +155,8 @@ def negatives(
     chunk_size: int | None = None,
     axis_name: str | None = None,
     reweight: Reweight | None = None,
+    target: Float[Array, "b"] | None = None,
+    with_sum: bool = False,
 ) -> Negatives:
     """LSE_i = log Σ_{j≠y_i} exp(s·sim(x_i, W_j)) and max_{j≠y_i} sim(x_i, W_j).
 
@@ -128,109 +170,71 @@ def negatives(
         similarity: of embeddings and rows.
         chunk_size: classes visited at a time; None for all at once.
         axis_name: the mesh axis over which the classes are sharded, if any.
-        reweight: changes the similarities of the negatives, elementwise, given those [b, c] and the
-            targets' [b], before they are scaled and summed.
+        reweight: changes the similarities of the negatives, elementwise, given those [b, c] and
+            `target` [b], before they are scaled and summed.
+        target: what reweight compares with; None gives it zeros.
+        with_sum: also return Σ_{j≠y_i} s·sim(x_i, W_j), as label smoothing needs it.
 
     Returns:
-        Both per example. The maximum is not reweighted and carries no gradient.
+        All per example. The maximum is not reweighted and carries no gradient.
 
     Raises:
         ValueError: chunk_size is not positive.
     """
-    target = (
-        target_similarity(embeddings, labels, classes, similarity=similarity, axis_name=axis_name)
-        if reweight is not None
-        else None
-    )
-    scale = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), labels.shape)[:, None]
-    # Once here and not in every step, so that the gradient of x is summed over devices once.
-    embeddings, labels, scale, target = vary((embeddings, labels, scale, target), axis_name)
+    scale = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), labels.shape)
+    target = jnp.zeros(labels.shape) if target is None else target
 
-    def visit(chunk: Classes) -> Negatives:
-        similarities = similarity(embeddings, chunk.rows)
-        keep = (chunk.ids != labels[:, None]) & (chunk.ids != PAD)
-        hardest = jnp.max(jnp.where(keep, lax.stop_gradient(similarities), -jnp.inf), axis=1)
+    def reduce(similarities: Array, keep: Array, scale: Array, target: Array) -> tuple:
         if reweight is not None:
             similarities = reweight(similarities, target)
-        logits = jnp.where(keep, scale * similarities, -jnp.inf)
-        return Negatives(_logsumexp(logits, axis=1), hardest)
+        logits = scale[:, None] * similarities
+        logsumexp = _logsumexp(jnp.where(keep, logits, -jnp.inf), axis=1)
+        return logsumexp, jnp.sum(jnp.where(keep, logits, 0.0), axis=1) if with_sum else None
 
-    parts = _walk(visit, classes, chunk_size, axis_name)
-    hardest = jnp.max(parts.max, axis=0)
-    if axis_name is not None:
-        hardest = lax.pmax(hardest, axis_name)
-    return Negatives(_logsumexp(parts.logsumexp, axis=0, axis_name=axis_name), hardest)
-
-
-def softmax_loss(
-    target: Float[Array, "b"],
-    others: Negatives,
-    *,
-    margin: Margin = identity,
-    scale: ArrayLike = 64.0,
-) -> Float[Array, "b"]:
-    """softplus(LSE_i − s·ψ(c_i)) = −log( exp(s·ψ) / (exp(s·ψ) + Σ_{j≠y_i} exp(s·sim_j)) ).
-
-    Args:
-        target: c, from target_similarity.
-        others: from negatives, with the same scale.
-        margin: ψ.
-        scale: s, a scalar or one per example, [b].
-
-    Returns:
-        One loss per example.
-    """
-    return jax.nn.softplus(others.logsumexp - scale * margin(target))
+    hardest, (logsumexps, sums) = _visit_negatives(
+        reduce, embeddings, labels, classes, similarity, chunk_size, axis_name, (scale, target)
+    )
+    logsumexp = _logsumexp(logsumexps, axis=0, axis_name=axis_name)
+    return Negatives(logsumexp, hardest, _sum(sums, axis_name) if with_sum else None)
 
 
-def margin_softmax(
+def sum_negatives(
     embeddings: Float[Array, "b d"],
     labels: Int[Array, "b"],
     classes: Classes,
+    term: Callable[[Float[Array, "b c"]], Float[Array, "b c"]],
     *,
-    margin: Margin = identity,
-    scale: ArrayLike = 64.0,
     similarity: Similarity = cosine,
     chunk_size: int | None = None,
     axis_name: str | None = None,
-    reweight: Reweight | None = None,
-) -> Float[Array, "b"]:
-    """Softmax cross-entropy with a margin on the true class.
-
-    softmax: linear similarity, scale 1. NormFace: cosine. A-Softmax: multiplicative_angular,
-    annealed, scale similarity.norm(x). CosFace, ArcFace, combined: cosine and their margin.
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """Σ_{j≠y_i} term(sim(x_i, W_j)) and max_{j≠y_i} sim(x_i, W_j): losses of one-class decisions.
 
     Args:
         embeddings: x.
         labels: y, class numbers.
-        classes: the classes held here.
-        margin: ψ, see margins.
-        scale: s, a scalar or one per example, [b].
+        classes: the classes held here; their number need not be a multiple of chunk_size.
+        term: elementwise.
         similarity: of embeddings and rows.
         chunk_size: classes visited at a time; None for all at once.
         axis_name: the mesh axis over which the classes are sharded, if any.
-        reweight: see negatives.
 
     Returns:
-        One loss per example, never a mean; NaN where nobody holds the label.
+        Both per example. The maximum carries no gradient.
 
     Raises:
         ValueError: chunk_size is not positive.
     """
-    target = target_similarity(
-        embeddings, labels, classes, similarity=similarity, axis_name=axis_name
+
+    def reduce(similarities: Array, keep: Array) -> Array:
+        # Left out before the term: what it gives there must be finite for the gradient's sake.
+        values = term(jnp.where(keep, similarities, 0.0))
+        return jnp.sum(jnp.where(keep, values, 0.0), axis=1)
+
+    hardest, sums = _visit_negatives(
+        reduce, embeddings, labels, classes, similarity, chunk_size, axis_name, ()
     )
-    others = negatives(
-        embeddings,
-        labels,
-        classes,
-        scale=scale,
-        similarity=similarity,
-        chunk_size=chunk_size,
-        axis_name=axis_name,
-        reweight=reweight,
-    )
-    return softmax_loss(target, others, margin=margin, scale=scale)
+    return _sum(sums, axis_name), hardest
 
 
 def vary(tree: Any, axis_name: str | None) -> Any:
@@ -238,6 +242,38 @@ def vary(tree: Any, axis_name: str | None) -> Any:
     if axis_name is None:
         return tree
     return jax.tree.map(lambda leaf: lax.pcast(leaf, axis_name, to="varying"), tree)
+
+
+def _visit_negatives(
+    reduce: Callable[..., Any],
+    embeddings: Array,
+    labels: Array,
+    classes: Classes,
+    similarity: Similarity,
+    chunk_size: int | None,
+    axis_name: str | None,
+    per_example: tuple[Array, ...],
+) -> tuple[Array, Any]:
+    """The largest similarity of the negatives [b], and reduce(...) of every chunk, stacked."""
+    # Once here and not in every step, so that the gradient of x is summed over devices once, and in
+    # float32 over the chunks.
+    embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+    embeddings, labels, per_example = vary((embeddings, labels, per_example), axis_name)
+
+    def visit(chunk: Classes) -> tuple[Array, Any]:
+        similarities = similarity(embeddings, chunk.rows)
+        keep = (chunk.ids != labels[:, None]) & (chunk.ids != PAD)
+        hardest = jnp.max(jnp.where(keep, lax.stop_gradient(similarities), -jnp.inf), axis=1)
+        return hardest, reduce(similarities, keep, *per_example)
+
+    hardest, parts = _walk(visit, classes, chunk_size, axis_name)
+    hardest = jnp.max(hardest, axis=0)
+    return hardest if axis_name is None else lax.pmax(hardest, axis_name), parts
+
+
+def _sum(parts: Float[Array, "n b"], axis_name: str | None) -> Float[Array, "b"]:
+    total = jnp.sum(parts, axis=0)
+    return total if axis_name is None else lax.psum(total, axis_name)
 
 
 def _logsumexp(

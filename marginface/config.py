@@ -31,6 +31,8 @@ def find_function(
 ) -> Callable:
     """The public function `name` that `module` defines; `key` is where the config names it.
 
+    `but_not` are endings of names that are no choice here.
+
     Raises:
       ValueError: no such function; lists those there are.
     """
@@ -38,7 +40,7 @@ def find_function(
         n: f
         for n, f in vars(module).items()
         if inspect.isfunction(f) and f.__module__ == module.__name__
-        if not n.startswith("_") and n not in but_not
+        if not n.startswith("_") and not n.endswith(but_not)
     }
     if name not in known:
         raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
@@ -66,18 +68,24 @@ def find_module(package: ModuleType, name: str, attribute: str, key: str) -> Mod
     return found[name]
 
 
-def check_arguments(function: Callable, kwargs: Config, key: str) -> None:
-    """Raises a one-line ValueError unless `kwargs` are exactly what `function` still asks for."""
+def check_arguments(
+    function: Callable, kwargs: Config, key: str, given: Iterable[str] = ()
+) -> None:
+    """Raises a one-line ValueError unless `kwargs` are exactly what `function` still asks for.
+
+    `given` are arguments that it gets from elsewhere.
+    """
     parameters = {
         n: p for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY
     }
-    called = getattr(function, "__name__", "the function")
+    called, given = getattr(function, "__name__", "the function"), set(given)
     for name in kwargs:
-        if name not in parameters:
-            known = nearest(name, parameters) if parameters else "it takes none"
-            raise ValueError(f"{key}.{name} is not an argument of {called}; {known}")
+        if name not in parameters or name in given:
+            known = parameters.keys() - given
+            hint = nearest(name, known) if known else "it takes none"
+            raise ValueError(f"{key}.{name} is not an argument of {called}; {hint}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in kwargs:
+        if parameter.default is parameter.empty and name not in kwargs and name not in given:
             raise ValueError(f"{key}.{name} is missing: {called} needs it")
 
 

@@ -1,55 +1,103 @@
-"""The only place that turns config into a loss: terms → (scalar, metrics)."""
+"""The only place that turns config into a loss: terms → (scalar, metrics).
 
-import functools
-from collections.abc import Callable
+Each section of the config has its module, and each entry names a function in it:
+
+    loss           class_losses     the loss over classes (name "" for none)
+    regularizers   regularizers     functions of the prototypes, a mean over classes
+    joint          joint_losses     beside the loss over classes, a mean over examples
+    pairs          pair_losses      of pairs and triplets in the batch, a mean over anchors
+
+A function gets what its signature asks for by name (`_Term.__call__` lists what there is) and its
+numbers from the config. total = loss + Σ weight · ramp · term.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from marginface import class_softmax, margins, regularizers, sharding
+from marginface import (
+    class_losses,
+    class_softmax,
+    groups,
+    joint_losses,
+    margins,
+    pair_losses,
+    regularizers,
+    sharding,
+)
 from marginface import similarity as similarities
-from marginface.config import Config, check_arguments, find_function
+from marginface.config import Config, check_arguments, find_function, nearest
 from marginface.typing import Array, Float, Int
 
 Hyper = dict[str, Any]
 Metrics = dict[str, Array]
 
+MODULES = {"regularizers": regularizers, "joint": joint_losses, "pairs": pair_losses}
+RAMPS = ("constant", "linear", "inverse_anneal")
+_RAMP = ("ramp", "begin", "end")
+_SIMILARITIES = ("cosine", "linear", "subcenter_cosine")
+
 
 class Objective(NamedTuple):
-    """What is minimised: how its prototypes start, and the loss itself.
+    """What is minimised: what it trains and remembers, and the loss itself.
 
-    init: key → prototypes (rows padded to divide over the mesh).
-    loss: (prototypes, embeddings [b, d], labels [b], hyper, step) → (scalar, metrics), where the
-      metrics are "loss/<term>" before its weight, "train/top1" and "train/target_angle" (degrees).
+    init: key → (params, running). params: {"prototypes": rows, padded to divide over the mesh,
+      "terms": what terms train}; running: what terms remember, e.g. centers, moving averages.
+    loss: (params, running, output, labels [b], hyper, step, key) → (scalar, (running, metrics)).
+      output is the network's, {"embedding": [b, d], ...}. The metrics are "loss/<term>" before its
+      weight, "loss/total", and with a loss over classes "train/top1" (by the similarity without
+      margin) and "train/target_angle" (degrees), and what tells of triplet collapse and of groups.
     """
 
-    init: Callable[[Array], Any]
-    loss: Callable[..., tuple[Array, Metrics]]
+    init: Callable[[Array], tuple[Any, Any]]
+    loss: Callable[..., tuple[Array, tuple[Any, Metrics]]]
+
+
+class _Term(NamedTuple):
+    """An entry of the config: its function, where it stands, its numbers that are no numbers."""
+
+    section: str
+    name: str
+    function: Callable
+    static: dict[str, Any]
+    ramp: str
+
+    def companion(self, ending: str) -> Callable | None:
+        """NAME_learned or NAME_start, where the function has one."""
+        return getattr(inspect.getmodule(self.function), f"{self.name}_{ending}", None)
+
+    def __call__(self, numbers: Mapping[str, Any], there_is: Mapping[str, Any]) -> Any:
+        return _call(self.function, {**there_is, **numbers, **self.static})
 
 
 def hyper(config: Config) -> Hyper:
     """Every number that a sweep may vary, as float32: they reach the step as traced values."""
-
-    def numbers(section: Any) -> dict[str, Any]:
-        return {k: jnp.float32(v) for k, v in section.items() if isinstance(v, float)}
-
-    terms = {name: numbers(kw) for name, kw in config.regularizers.items()}
-    return {
-        "margin": {k: jnp.float32(v) for k, v in config.loss.margin_kw.items()},
-        "scale": jnp.float32(config.loss.scale),
-        "anneal": numbers(config.loss.get("anneal", {})),
-        "regularizers": terms,
-        "optimizer": numbers(config.optimizer),
-        "schedule": numbers(config.schedule),
+    loss = config.loss
+    found = {section: {k: _numbers(kw) for k, kw in config[section].items()} for section in MODULES}
+    return found | {
+        "loss": _numbers(loss) | _numbers(loss.kw),
+        "margin": {k: jnp.float32(v) for k, v in loss.get("margin_kw", {}).items()},
+        "anneal": _numbers(loss.get("anneal", {})),
+        "optimizer": _numbers(config.optimizer),
+        "schedule": _numbers(config.schedule),
     }
 
 
-def weights(prototypes: Any) -> Float[Array, "c d"]:
-    """W, without the bias that the linear similarity keeps beside it."""
+def weights(prototypes: Any) -> Float[Array, "c *k d"]:
+    """W, without the bias or the margins that some losses keep beside it."""
     return getattr(prototypes, "weight", prototypes)
+
+
+def one_row_a_class(config: Config) -> bool:
+    """Whether there are prototypes, one for each class, so that Sep_i and Lr(W) have a meaning."""
+    return bool(config.loss.name) and config.loss.similarity != "subcenter_cosine"
 
 
 def annealed_weight(step: Int[Array, ""], anneal: Hyper) -> Float[Array, ""]:
@@ -62,79 +110,244 @@ def annealed_weight(step: Int[Array, ""], anneal: Hyper) -> Float[Array, ""]:
     return jnp.maximum(anneal["least"], decayed)
 
 
-def make(config: Config, *, num_classes: int, embedding_dim: int, mesh: Mesh) -> Objective:
-    """margin softmax + Σ weight · regulariser, as config.loss and config.regularizers say.
+def ramp(name: str, done: Float[Array, ""], step: Array, numbers: Hyper, anneal: Hyper) -> Array:
+    """The factor on a term's weight: 1; or rising from 0 at `begin` to 1 at `end` of the run; or
+    least/λ, which grows to 1 as A-Softmax's λ decays (RegularFace's code: 15·5/λ is weight 15).
+
+    References:
+      Zhao et al., RegularFace, 2019, the authors' training code.
+    """
+    match name:
+        case "linear":
+            begin, end = numbers.get("begin", 0.0), numbers.get("end", 1.0)
+            return jnp.clip((done - begin) / jnp.maximum(end - begin, 1e-6), 0.0, 1.0)
+        case "inverse_anneal":
+            return anneal["least"] / annealed_weight(step, anneal)
+        case _:
+            return jnp.ones(())
+
+
+def make(
+    config: Config, *, num_classes: int, embedding_dim: int, mesh: Mesh, total_steps: int
+) -> Objective:
+    """loss + Σ weight · ramp · term, as config.loss, regularizers, joint and pairs say.
 
     Raises:
-      ValueError: unknown margin, similarity or regulariser, or arguments it does not take.
+      ValueError: an unknown name, or arguments that a function does not take or lacks.
     """
     loss, axis = config.loss, sharding.AXIS
-    margin_of = find_function(margins, loss.margin, "loss.margin", but_not=("detach", "anneal"))
-    check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
-    similarity = find_function(
-        similarities, loss.similarity, "loss.similarity", but_not=("normalize", "norm")
-    )
-    terms = {}
-    for name, kw in config.regularizers.items():
-        term = find_function(regularizers, name, "regularizers")
-        static = {k: v or None for k, v in kw.items() if k == "chunk_size"}
-        terms[name] = functools.partial(term, axis_name=axis, **static)
+    similarity = getattr(similarities, _known(loss.similarity, _SIMILARITIES, "loss.similarity"))
     rows = sharding.padded_rows(num_classes, mesh.size)
+    fixed = {"num_classes": num_classes, "rows": rows, "embedding_dim": embedding_dim}
+    fixed |= {"similarity": similarity, "axis_name": axis, "chunk_size": loss.chunk_size or None}
+    fixed |= {"sample_rate": loss.sample_rate, "num_groups": config.model.kw.get("num_groups", 0)}
+    class_loss = _class_loss(config) if loss.name else None
+    margin_of = None
+    if loss.name and (margin := loss.get("margin", "")):
+        margin_of = find_function(margins, margin, "loss.margin", but_not=("detach", "anneal"))
+        check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
+    terms = [
+        _term(config, section, name, kw)
+        for section in MODULES
+        for name, kw in config[section].items()
+    ]
+    if not terms and class_loss is None:
+        raise ValueError("nothing to minimise: give loss.name, or a term in pairs or joint")
+    everything = [*([class_loss] if class_loss else []), *terms]
+    start = hyper(config)
 
-    def init(key: Array) -> Any:
+    def init(key: Array) -> tuple[Any, Any]:
+        key, key_rows, key_margins = jax.random.split(key, 3)
+        learned, running = {}, {}
+        for term in everything:
+            key, part = jax.random.split(key)
+            numbers = {**_numbers_of(start, term), **term.static, **fixed, "key": part}
+            if function := term.companion("learned"):
+                learned[term.name] = _call(function, numbers)
+            if function := term.companion("start"):
+                running[term.name] = _call(function, numbers)
+        if class_loss is None:
+            return {"prototypes": {}, "terms": learned}, running
+        several = (loss.subcenters,) if loss.similarity == "subcenter_cosine" else ()
         # Short rows turn quickly at first; 0.01 is what arcface_torch starts with too.
-        weight = 0.01 * jax.random.normal(key, (rows, embedding_dim))
-        weight = jnp.where(jnp.arange(rows)[:, None] < num_classes, weight, 0.0)
-        if similarity is similarities.linear:
-            return similarities.Linear(weight, jnp.zeros(rows))
-        return weight
+        weight = 0.01 * jax.random.normal(key_rows, (rows, *several, embedding_dim))
+        real = jnp.arange(rows) < num_classes
+        weight = jnp.where(real.reshape(-1, *(1 for _ in weight.shape[1:])), weight, 0.0)
+        if loss.similarity == "linear":
+            weight = similarities.Linear(weight, jnp.zeros(rows))
+        if class_loss.function is class_losses.adaptive_margin_softmax:
+            margin = jax.random.uniform(key_margins, (rows,), minval=0.3, maxval=0.4)
+            weight = class_losses.MarginRows(weight, jnp.where(real, margin, 0.0))
+        return {"prototypes": weight, "terms": learned}, running
 
-    def one_shard(prototypes: Any, embeddings: Array, labels: Array, scale: Array) -> tuple:
-        classes = class_softmax.all_classes(prototypes, num_classes, axis_name=axis)
-        with jax.named_scope("class_walk"):
-            target = class_softmax.target_similarity(
-                embeddings, labels, classes, similarity=similarity, axis_name=axis
+    def one_shard(
+        params: Any, running: Any, output: Any, labels: Array, hyper: Hyper, step: Array, key: Array
+    ) -> tuple[Any, Any]:
+        embeddings = output["embedding"]
+        there_is = {**fixed, **output, "embeddings": embeddings, "labels": labels}
+        if class_loss is not None:
+            there_is["classes"] = class_softmax.all_classes(
+                params["prototypes"], num_classes, axis_name=axis
             )
-            others = class_softmax.negatives(
-                embeddings,
-                labels,
-                classes,
-                scale=scale,
-                similarity=similarity,
-                chunk_size=loss.chunk_size or None,
-                axis_name=axis,
-            )
-        directions = class_softmax.Classes(weights(prototypes), classes.ids)
-        return target, others, {name: term(directions) for name, term in terms.items()}
-
-    walk = jax.shard_map(
-        one_shard, mesh=mesh, in_specs=(P(axis), P(), P(), P()), out_specs=(P(), P(), P(axis))
-    )
+        if margin_of is not None:
+            there_is["margin"] = _margin(loss, margin_of, hyper, step)
+        values, after, metrics = {}, dict(running), {}
+        for i, term in enumerate(everything):
+            here = there_is | {"key": jax.random.fold_in(key, i)}
+            here |= {"learned": params["terms"].get(term.name)}
+            here |= {"running": running.get(term.name)}
+            numbers = dict(_numbers_of(hyper, term))
+            with jax.named_scope(term.name):
+                if term.section == "loss":
+                    if loss.sample_rate < 1:
+                        num = max(1, round(loss.sample_rate * rows / mesh.size))
+                        here["classes"] = class_softmax.sample_classes(
+                            jax.random.fold_in(key, len(everything)),
+                            labels,
+                            here["classes"],
+                            num,
+                            axis_name=axis,
+                        )
+                    if loss.norm_as_scale:
+                        numbers["scale"] *= similarities.norm(embeddings)
+                    result = term(numbers, here)
+                    value = jnp.mean(result.loss)
+                    state = result.running
+                    metrics["train/top1"] = jnp.mean(result.target > result.hardest)
+                    if loss.similarity != "linear" and loss.name != "large_margin_softmax":
+                        angle = jnp.arccos(jnp.clip(result.target, -1.0, 1.0))
+                        metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
+                elif term.section == "regularizers":
+                    classes = here["classes"]
+                    here["classes"] = classes._replace(rows=weights(classes.rows))
+                    value = lax.psum(jnp.sum(term(numbers, here)), axis) / num_classes
+                    state = {}
+                elif term.section == "pairs":
+                    value = lax.psum(jnp.sum(term(numbers, here)), axis) / labels.shape[0]
+                    state = {}
+                    if term.name == "triplet":
+                        metrics["train/collapsed"], metrics["train/spread"] = pair_losses.collapse(
+                            embeddings, value, numbers["margin"]
+                        )
+                else:
+                    result = term(numbers, here)
+                    losses, state = result if term.companion("start") else (result, {})
+                    value = jnp.mean(losses)
+                    if term.name == "grouping":
+                        chosen = jnp.argmax(output["group_logits"], axis=1)
+                        used = groups.usage(chosen, output["group_logits"].shape[1])
+                        metrics["train/group_entropy"], metrics["train/group_largest"] = used
+            values[term.name] = value
+            if state:
+                after[term.name] = state
+        return values, (after, metrics)
 
     def objective(
-        prototypes: Any, embeddings: Array, labels: Array, hyper: Hyper, step: Array
-    ) -> tuple[Array, Metrics]:
-        scale = hyper["scale"]
-        if loss.norm_as_scale:
-            scale = scale * similarities.norm(embeddings)
-        margin = functools.partial(margin_of, **hyper["margin"])
-        if loss.detach:
-            margin = margins.detach(margin)
-        if hyper["anneal"]:
-            margin = margins.anneal(margin, annealed_weight(step, hyper["anneal"]))
-        target, others, per_class = walk(prototypes, embeddings, labels, scale)
-        losses = class_softmax.softmax_loss(target, others, margin=margin, scale=scale)
-        total = jnp.mean(losses)
-        metrics = {"loss/margin_softmax": total}
-        for name, values in per_class.items():
-            value = jnp.sum(values) / num_classes
-            total += hyper["regularizers"][name]["weight"] * value
-            metrics[f"loss/{name}"] = value
+        params: Any,
+        running: Any,
+        output: Mapping[str, Array],
+        labels: Int[Array, "b"],
+        hyper: Hyper,
+        step: Int[Array, ""],
+        key: Array,
+    ) -> tuple[Array, tuple[Any, Metrics]]:
+        state = sharding.specs(running)
+        walk = jax.shard_map(
+            one_shard,
+            mesh=mesh,
+            in_specs=(sharding.specs(params), state, P(), P(), P(), P(), P()),
+            out_specs=(P(), (state, P())),
+        )
+        values, (running, metrics) = walk(params, running, dict(output), labels, hyper, step, key)
+        total = jnp.zeros(())
+        for term in everything:
+            weight = jnp.ones(())
+            if term.section != "loss":
+                numbers = hyper[term.section][term.name]
+                factor = ramp(term.ramp, step / total_steps, step, numbers, hyper["anneal"])
+                weight = numbers["weight"] * factor
+            total += weight * values[term.name]
+            metrics[f"loss/{term.name}"] = values[term.name]
         metrics["loss/total"] = total
-        metrics["train/top1"] = jnp.mean(target > others.max)
-        if similarity is similarities.cosine:
-            angle = jnp.arccos(jnp.clip(target, -1.0, 1.0))
-            metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
-        return total, jax.lax.stop_gradient(metrics)
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return total, lax.stop_gradient((running, metrics))
 
     return Objective(init, objective)
+
+
+def _class_loss(config: Config) -> _Term:
+    loss = config.loss
+    function = find_function(class_losses, loss.name, "loss.name", but_not=("_start", "_learned"))
+    takes = inspect.signature(function).parameters
+    for key in ("scale", "margin"):
+        if key in loss and key not in takes:
+            raise ValueError(f"loss.{key} has no place in {loss.name}: leave it out of the config")
+    for key, what in (("detach", "margin"), ("anneal", "margin"), ("norm_as_scale", "scale")):
+        if loss.get(key) and what not in takes:
+            raise ValueError(f"loss.{key}={loss[key]!r} has no place in {loss.name}")
+    if loss.similarity != "cosine" and "similarity" not in takes:
+        raise ValueError(f"loss.similarity={loss.similarity!r} has no place in {loss.name}")
+    if not 0 < loss.sample_rate <= 1:
+        raise ValueError(f"loss.sample_rate={loss.sample_rate}: give a part in (0, 1]")
+    for key in ("scale", "margin"):
+        if key in takes and takes[key].default is inspect.Parameter.empty and key not in loss:
+            raise ValueError(f"loss.{key} is missing: {loss.name} needs it")
+    given = {"margin", "scale", "similarity", "num_classes", "chunk_size", "axis_name"}
+    given |= {"learned", "running", "key"}
+    check_arguments(function, loss.kw, "loss.kw", given)
+    return _Term("loss", loss.name, function, _rest(loss.kw), "constant")
+
+
+def _term(config: Config, section: str, name: str, kw: Config) -> _Term:
+    key = f"{section}.{name}"
+    endings = ("_start", "_learned", "_score", "_features", "_counts", "collapse")
+    function = find_function(MODULES[section], name, section, but_not=endings)
+    given = {"num_classes", "axis_name", "learned", "running", "key", "classes", "group_logits"}
+    own = {k: v for k, v in kw.items() if k not in ("weight", *_RAMP)}
+    check_arguments(function, own, key, given)
+    if "weight" not in kw:
+        raise ValueError(f"{key}.weight is missing: every term needs one")
+    if "classes" in inspect.signature(function).parameters and not one_row_a_class(config):
+        raise ValueError(
+            f"{key} needs one prototype for each class; loss.name={config.loss.name!r} with "
+            f"loss.similarity={config.loss.similarity!r} has none or several"
+        )
+    shape = _known(kw.get("ramp", "constant"), RAMPS, f"{key}.ramp")
+    if shape == "inverse_anneal" and not config.loss.get("anneal"):
+        raise ValueError(f"{key}.ramp='inverse_anneal' follows loss.anneal, which is not given")
+    static = {k: v for k, v in _rest(own).items() if k != "chunk_size"}
+    if "chunk_size" in own:
+        static["chunk_size"] = own["chunk_size"] or None
+    return _Term(section, name, function, static, shape)
+
+
+def _margin(loss: Config, margin_of: Callable, hyper: Hyper, step: Array) -> margins.Margin:
+    margin = partial(margin_of, **hyper["margin"])
+    if loss.detach:
+        margin = margins.detach(margin)
+    if hyper["anneal"]:
+        margin = margins.anneal(margin, annealed_weight(step, hyper["anneal"]))
+    return margin
+
+
+def _call(function: Callable, arguments: Mapping[str, Any]) -> Any:
+    takes = inspect.signature(function).parameters
+    return function(**{k: v for k, v in arguments.items() if k in takes})
+
+
+def _numbers(section: Any) -> dict[str, Any]:
+    return {k: jnp.float32(v) for k, v in section.items() if isinstance(v, float)}
+
+
+def _numbers_of(hyper: Hyper, term: _Term) -> Hyper:
+    return hyper["loss"] if term.section == "loss" else hyper[term.section][term.name]
+
+
+def _rest(section: Any) -> dict[str, Any]:
+    return {k: v for k, v in section.items() if not isinstance(v, float)}
+
+
+def _known(name: str, known: tuple[str, ...], key: str) -> str:
+    if name not in known:
+        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
+    return name

@@ -1,4 +1,8 @@
-"""Regularisers: functions of the prototypes alone."""
+"""Regularisers: functions of the prototypes alone, one value per class.
+
+Their mean over the real classes is what a loss adds. No matrix of all pairs of classes is ever
+formed: chunk_size bounds the tile of pairs that stands in memory, in both directions.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from marginface.class_softmax import PAD, Classes, find, vary
+from marginface.class_softmax import PAD, Classes, _walk, find, sum_negatives, vary
+from marginface.margins import _angle
 from marginface.similarity import cosine, normalize
-from marginface.typing import Array, Float
+from marginface.typing import Array, Float, Int
+
+# Of two directions closer than 0.0045 rad float32 no longer knows the angle; θ^−2 must stay finite.
+_CLOSEST = 1 - 1e-5
+
+Potential = Callable[[Float[Array, "m n"]], Float[Array, "m n"]]  # of cosines, elementwise
 
 
 def exclusive(
@@ -63,6 +74,116 @@ def exclusive(
     )
     cosines = jnp.sum(normalize(rows) * normalize(partners), axis=-1)
     return jnp.where((ids != PAD) & (partner_ids != PAD), cosines, 0.0)
+
+
+def uniform(
+    classes: Classes,
+    *,
+    offset: ArrayLike = 1.0,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "c"]:
+    """U_i = 1/(C−1) Σ_{j≠i} 1/(d_ij + offset), the potential of class i among like charges.
+
+    d_ij is the distance of W_i/‖W_i‖ and W_j/‖W_j‖: the paper's centers lie on a sphere, and length
+    would enlarge the distances without turning the prototypes apart. Two closer than 0.0045 count
+    as that close and do not repel each other.
+
+    Args:
+        classes: the prototypes held here, rows [c, d].
+        offset: added to the distance; 1 in the paper, 0 for the plain electric potential.
+        chunk_size: classes compared at a time, on either side; None for all at once.
+        axis_name: the mesh axis over which the classes are sharded, if any.
+
+    Returns:
+        U per held row; 0, without gradient, for padding and where there is no other class.
+
+    Raises:
+        ValueError: chunk_size is not positive.
+
+    References:
+        Duan et al., UniformFace: Learning Deep Equidistributed Representation for Face
+        Recognition, 2019, section 3.
+    """
+
+    def potential(cosines: Array) -> Array:
+        return 1 / (jnp.sqrt(2 - 2 * jnp.minimum(cosines, _CLOSEST)) + offset)
+
+    return _mean_over_others(potential, classes, chunk_size, axis_name)
+
+
+def hyperspherical_energy(
+    classes: Classes,
+    *,
+    power: ArrayLike = 2.0,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "c"]:
+    """E_i = 1/(C−1) Σ_{j≠i} θ_ij^−power, with θ_ij the angle between W_i and W_j.
+
+    SphereFace+ adds it to A-Softmax. Two prototypes closer than 0.0045 rad count as that close and
+    do not repel each other; one of norm 0 is at right angles to all.
+
+    Args:
+        classes: the prototypes held here, rows [c, d].
+        power: how fast the energy falls with the angle, in radians; 2 in SphereFace+.
+        chunk_size: classes compared at a time, on either side; None for all at once.
+        axis_name: the mesh axis over which the classes are sharded, if any.
+
+    Returns:
+        E per held row; 0, without gradient, for padding and where there is no other class.
+
+    Raises:
+        ValueError: chunk_size is not positive.
+
+    References:
+        Liu et al., Learning towards Minimum Hyperspherical Energy, 2018, eq. 1, with angles.
+    """
+    return _mean_over_others(
+        lambda cosines: _inverse_angle(cosines, power), classes, chunk_size, axis_name
+    )
+
+
+def _inverse_angle(cosines: Float[Array, "m n"], power: ArrayLike) -> Float[Array, "m n"]:
+    """θ^−power, as if no angle were below 0.0045 rad."""
+    return 1 / jax.vmap(_angle)(jnp.minimum(cosines, _CLOSEST)) ** power
+
+
+def _mean_over_others(
+    potential: Potential, classes: Classes, chunk_size: int | None, axis_name: str | None
+) -> Float[Array, "c"]:
+    """1/(C−1) Σ_{j≠i} potential(cos(W_i, W_j)) for each held row i.
+
+    Chunks of the others are gathered from all devices: blocks on a ring (see _around) would all be
+    kept for the backward pass, that is all prototypes on every device.
+    """
+    c = classes.ids.shape[0]
+    own = Classes(classes.rows.astype(jnp.float32), classes.ids)  # so gradients add up in float32
+    share = chunk_size
+    if axis_name is not None and chunk_size is not None:
+        share = max(chunk_size // lax.axis_size(axis_name), 1)
+
+    def visit(others: Classes) -> Float[Array, "c"]:
+        if axis_name is not None:
+            others = lax.all_gather(others, axis_name, tiled=True)
+
+        def own_chunk(chunk: Classes) -> Float[Array, "m"]:
+            return sum_negatives(*chunk, others, potential)[0]
+
+        sums = _walk(own_chunk, own, chunk_size, axis_name)
+        repeated = sums.size - c  # the last chunk overlaps the one before
+        return jnp.concatenate([sums[:-1].ravel(), sums[-1, repeated:]])
+
+    sums = jnp.sum(_walk(visit, own, share, axis_name), axis=0)
+    return jnp.where(classes.ids != PAD, sums / _others(classes, axis_name), 0.0)
+
+
+def _others(classes: Classes, axis_name: str | None) -> Int[Array, ""]:
+    """C − 1, with C the real classes on all devices together, but at least 1 to divide by."""
+    count = jnp.sum(classes.ids != PAD)
+    if axis_name is not None:
+        count = lax.psum(count, axis_name)
+    return jnp.maximum(count - 1, 1)
 
 
 def _nearest(

@@ -32,14 +32,19 @@ def padded_rows(num_classes: int, num_devices: int) -> int:
     return -(-num_classes // multiple) * multiple
 
 
+def specs(tree: Any) -> Any:
+    """How a tree of arrays is split: by class below a key "prototypes" or "centers", else not."""
+
+    def spec(path: tuple, leaf: Any) -> P:
+        keys = {getattr(k, "key", None) for k in path}
+        return P(AXIS) if keys & {"prototypes", "centers"} and leaf.ndim else P()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Prototypes (the optimizer's copies too) are split by class; the rest is replicated."""
-
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        keys = [getattr(k, "key", None) for k in path]
-        return NamedSharding(mesh, P(AXIS) if "prototypes" in keys and leaf.ndim else P())
-
-    return jax.tree_util.tree_map_with_path(place, state)
+    """Rows of classes (the optimizer's copies too) are split; the rest is replicated."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(state))
 
 
 def put_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, Array]:

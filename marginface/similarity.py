@@ -59,6 +59,44 @@ def linear(
     return products + _wide(rows.bias)
 
 
+def dot(
+    x: Float[Array, "b d"], rows: Float[Array, "c d"], *, precision: PrecisionLike = "highest"
+) -> Float[Array, "b c"]:
+    """W_j·x_i: the similarity of L-Softmax.
+
+    Args:
+        x: embeddings.
+        rows: prototypes W.
+        precision: of the matrix product, as in jax.numpy.matmul; "default" lets accelerators round.
+
+    Returns:
+        Products, float32.
+    """
+    return jnp.matmul(_wide(x), _wide(rows).T, precision=precision)
+
+
+def subcenter_cosine(
+    x: Float[Array, "b d"], rows: Float[Array, "c k d"], *, precision: PrecisionLike = "highest"
+) -> Float[Array, "b c"]:
+    """max_k cos(x_i, W_jk): the cosine to the nearest of a class's K prototypes.
+
+    Args:
+        x: embeddings, of any norm.
+        rows: K prototypes for each class, of any norm.
+        precision: of the matrix product, as in jax.numpy.matmul; "default" lets accelerators round.
+
+    Returns:
+        Cosines, float32.
+
+    References:
+        Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces,
+        2020, eq. 2.
+    """
+    c, k, d = rows.shape
+    cosines = cosine(x, rows.reshape(c * k, d), precision=precision)
+    return jnp.max(cosines.reshape(-1, c, k), axis=2)
+
+
 def normalize(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """x/‖x‖, and 0 with derivative 0 where ‖x‖ < 1e-12: such an x has no direction.
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface import optim, sharding
+from marginface import models, optim, sharding
 from marginface.config import Config, nearest
 from marginface.objective import Hyper, Metrics, Objective
 from marginface.typing import Array, Float, Int
@@ -21,10 +21,12 @@ State = dict[str, Any]
 class Step(NamedTuple):
     """The three jitted functions of a run, and the shape of its state.
 
-    init: seed → state {"params": {"network", "prototypes"}, "stats", "opt", "step"}.
+    init: seed → state {"params": {"network", "prototypes", "terms"}, "stats", "running", "opt",
+      "step"}; "terms" and "running" are what the objective's terms train and remember.
     train: (state, images [b, h, w, 3], labels [b], hyper, seed) → (state, metrics). The old
       state's memory is reused. Where a loss or gradient is not finite the state stays as it was.
-    embed: (state, images [b, h, w, 3]) → embeddings [b, d], the mean over image and mirror image.
+    embed: (state, images [b, h, w, 3]) → [b, n], the outputs named by `make`'s argument side by
+      side, each the mean over image and mirror image.
     like: shapes and shardings of the state: what a checkpoint restores into.
     """
 
@@ -42,17 +44,24 @@ def make(
     mesh: Mesh,
     image_shape: tuple[int, int, int],
     total_steps: int,
+    outputs: tuple[str, ...] = ("embedding",),
 ) -> Step:
     """Builds the functions. The network runs on batches split over the mesh; XLA adds the sums.
 
     Batch statistics are those of the whole batch on any number of devices. With
     config.optimizer.accumulate = k, the gradient is the mean over k parts of the batch, which
-    never stand in memory together.
+    never stand in memory together; running state passes from part to part. `outputs` are those of
+    the network that `embed` gives.
 
     Raises:
-      ValueError: unknown optimizer or schedule.
+      ValueError: unknown optimizer or schedule, or accumulation together with losses over pairs.
     """
     optimizer, schedule = config.optimizer, config.schedule
+    if optimizer.accumulate > 1 and config.pairs:
+        raise ValueError(
+            f"optimizer.accumulate={optimizer.accumulate} would part the images of a person, and "
+            f"pairs.{next(iter(config.pairs))} needs them in one batch: use optimizer.accumulate=1"
+        )
     if schedule.name not in optim.SCHEDULES:
         hint = nearest(schedule.name, optim.SCHEDULES)
         raise ValueError(f"schedule.name={schedule.name!r} is unknown; {hint}")
@@ -65,63 +74,87 @@ def make(
     def init(seed: Int[Array, ""]) -> State:
         network_key, prototypes_key = jax.random.split(jax.random.key(seed))
         variables = model.init(network_key, jnp.zeros((2, *image_shape)), train=False)
-        params = {"network": variables["params"], "prototypes": objective.init(prototypes_key)}
+        own, running = objective.init(prototypes_key)
+        params = {"network": variables["params"], **own}
         # The structure of the optimizer's state does not depend on the values here.
         zeros = dict.fromkeys(optimizer, 0.0)
         return {
             "params": params,
             "stats": variables.get("batch_stats", {}),
+            "running": running,
             "opt": optim.direction(optimizer.name, zeros).init(params),
             "step": jnp.zeros((), jnp.int32),
         }
 
     def loss(
-        params: Any, stats: Any, images: Array, labels: Array, hyper: Hyper, step: Array, key: Array
+        params: Any,
+        memory: tuple[Any, Any],
+        images: Array,
+        labels: Array,
+        hyper: Hyper,
+        step: Array,
+        key: Array,
     ) -> tuple[Array, tuple[Any, Metrics]]:
-        embeddings, updated = model.apply(
+        stats, running = memory
+        network_key, objective_key = jax.random.split(key)
+        output, updated = model.apply(
             {"params": params["network"], "batch_stats": stats},
             images,
             train=True,
-            rngs={"dropout": key},
+            rngs={"dropout": network_key},
             mutable=["batch_stats"],
         )
-        total, metrics = objective.loss(params["prototypes"], embeddings, labels, hyper, step)
-        return total, (updated.get("batch_stats", {}), metrics)
+        own = {k: v for k, v in params.items() if k != "network"}
+        total, (running, metrics) = objective.loss(
+            own, running, models.outputs(output), labels, hyper, step, objective_key
+        )
+        return total, ((updated.get("batch_stats", {}), running), metrics)
 
     def gradients(
-        params: Any, stats: Any, images: Array, labels: Array, hyper: Hyper, step: Array, key: Array
+        params: Any,
+        memory: tuple[Any, Any],
+        images: Array,
+        labels: Array,
+        hyper: Hyper,
+        step: Array,
+        key: Array,
     ) -> tuple[Any, Any, Metrics]:
         parts = optimizer.accumulate
         if parts == 1:
-            grads, (stats, metrics) = jax.grad(loss, has_aux=True)(
-                params, stats, images, labels, hyper, step, key
+            grads, (memory, metrics) = jax.grad(loss, has_aux=True)(
+                params, memory, images, labels, hyper, step, key
             )
-            return grads, stats, metrics
+            return grads, memory, metrics
 
         def split(x: Array) -> Array:  # every part takes from every device: nothing moves
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         def one_part(carry: tuple, part: tuple) -> tuple:
-            sums, stats = carry
+            sums, memory = carry
             images, labels, key = part
             images = jax.lax.with_sharding_constraint(images, by_batch)
-            grads, (stats, metrics) = jax.grad(loss, has_aux=True)(
-                params, stats, images, labels, hyper, step, key
+            grads, (memory, metrics) = jax.grad(loss, has_aux=True)(
+                params, memory, images, labels, hyper, step, key
             )
-            return (jax.tree.map(jnp.add, sums, grads), stats), metrics
+            return (jax.tree.map(jnp.add, sums, grads), memory), metrics
 
-        start = (jax.tree.map(jnp.zeros_like, params), stats)
+        start = (jax.tree.map(jnp.zeros_like, params), memory)
         keys = jax.random.split(key, parts)
-        (sums, stats), metrics = jax.lax.scan(one_part, start, (split(images), split(labels), keys))
+        (sums, memory), metrics = jax.lax.scan(
+            one_part, start, (split(images), split(labels), keys)
+        )
         mean = jax.tree.map(lambda x: x / parts, sums)
-        return mean, stats, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        return mean, memory, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
     def train(
         state: State, images: Array, labels: Array, hyper: Hyper, seed: Int[Array, ""]
     ) -> tuple[State, Metrics]:
         params, step = state["params"], state["step"]
         key = jax.random.fold_in(jax.random.key(seed), step)
-        grads, stats, metrics = gradients(params, state["stats"], images, labels, hyper, step, key)
+        memory = state["stats"], state["running"]
+        grads, (stats, running), metrics = gradients(
+            params, memory, images, labels, hyper, step, key
+        )
         factor = optim.learning_rate_factor(
             step,
             total_steps,
@@ -132,11 +165,13 @@ def make(
         rate = hyper["optimizer"]["learning_rate"] * factor
         direction: Any = optim.direction(optimizer.name, hyper["optimizer"])
         updates, opt = direction.update(grads, state["opt"], params)
-        rates = {"network": rate, "prototypes": rate * hyper["optimizer"]["prototypes_factor"]}
+        own_rate = rate * hyper["optimizer"]["prototypes_factor"]
+        rates = {"network": rate, "prototypes": own_rate, "terms": own_rate}
         updates = {k: jax.tree.map(lambda u, r=rates[k]: -r * u, updates[k]) for k in rates}
         new = {
             "params": optax.apply_updates(params, updates),
             "stats": stats,
+            "running": running,
             "opt": opt,
             "step": step + 1,
         }
@@ -146,11 +181,14 @@ def make(
         state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return state, metrics
 
-    def embed(state: State, images: Array) -> Float[Array, "b d"]:
+    def embed(state: State, images: Array) -> Float[Array, "b n"]:
         variables = {"params": state["params"]["network"], "batch_stats": state["stats"]}
-        plain: Any = model.apply(variables, images, train=False)
-        mirrored: Any = model.apply(variables, images[:, :, ::-1], train=False)
-        return 0.5 * (plain + mirrored)
+
+        def chosen(images: Array) -> Array:
+            found = models.outputs(model.apply(variables, images, train=False))
+            return jnp.concatenate([found[name] for name in outputs], axis=1)
+
+        return 0.5 * (chosen(images) + chosen(images[:, :, ::-1]))
 
     like = jax.eval_shape(init, jnp.zeros((), jnp.int32))
     placed = sharding.state_shardings(mesh, like)

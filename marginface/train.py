@@ -7,21 +7,25 @@ import collections
 import dataclasses
 import pathlib
 import time
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marginface import config as configs
-from marginface import data, metrics, models, objective, sharding, step
+from marginface import data, groups, metrics, models, objective, pair_losses, sharding, step
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.config import Config
 from marginface.data import Faces, Pairs, pipeline
 from marginface.evaluators import geometry, verification
 from marginface.report import run_folder
+
+SCORES = ("cosine", "group_aware", "siamese")
 
 
 class DivergedError(Exception):
@@ -70,6 +74,7 @@ def train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
+        images_per_identity=config.data.images_per_identity,
     )
     prepare = make_prepare(faces, mesh)
     image_shape = image_shape_of(faces)
@@ -77,8 +82,13 @@ def train(
     # --- model, objective, step --------------------------------------------------------------
     model = make_model(config)
     losses = objective.make(
-        config, num_classes=faces.num_classes, embedding_dim=config.model.embedding_dim, mesh=mesh
+        config,
+        num_classes=faces.num_classes,
+        embedding_dim=config.model.embedding_dim,
+        mesh=mesh,
+        total_steps=total,
     )
+    score, score_fn = config.evaluate.score, make_score(config)
     steps = step.make(
         config,
         model=model,
@@ -86,24 +96,28 @@ def train(
         mesh=mesh,
         image_shape=image_shape,
         total_steps=total,
+        outputs=("embedding", "group_feature") if score == "group_aware" else ("embedding",),
     )
     hyper, seed = objective.hyper(config), jnp.int32(config.seed)
 
     # --- evaluators ------------------------------------------------------------------------
     rounded = -(-config.evaluate.batch_size // mesh.size) * mesh.size
     verifications = [
-        verification.Evaluator(make_embed(steps, pairs, mesh), pairs=pairs, batch_size=rounded)
+        verification.Evaluator(
+            make_embed(steps, pairs, mesh), pairs=pairs, batch_size=rounded, score_fn=score_fn
+        )
         for pairs in test_sets.values()
     ]
-    evaluators = [
-        *verifications,
-        geometry.Evaluator(
-            lambda state: objective.weights(state["params"]["prototypes"]),
-            num_classes=faces.num_classes,
-            chunk_size=config.loss.chunk_size or None,
-            mesh=mesh,
-        ),
-    ]
+    evaluators: list[Any] = list(verifications)
+    if objective.one_row_a_class(config):
+        evaluators.append(
+            geometry.Evaluator(
+                lambda state: objective.weights(state["params"]["prototypes"]),
+                num_classes=faces.num_classes,
+                chunk_size=config.loss.chunk_size or None,
+                mesh=mesh,
+            )
+        )
 
     def evaluate(state: step.State) -> dict[str, float]:
         return {name: value for e in evaluators for name, value in e.run(state)}
@@ -162,6 +176,12 @@ def train(
                 line = {k: float(np.mean([w[k] for w in window])) for k in values}
                 if unreadable:
                     line["data/unreadable"] = float(unreadable)
+                if line.get("train/collapsed") == 1:
+                    logging.warning(
+                        "step %d: collapse: all embeddings are one point, so the triplet loss "
+                        "equals its margin; take semi-hard triplets or a lower learning rate",
+                        at,
+                    )
                 elapsed = time.monotonic() - since
                 line["time/examples_per_s"] = len(window) * config.batch_size / elapsed
                 writer.write(at, line)
@@ -244,6 +264,29 @@ def make_model(config: Config) -> Any:
             hint = configs.nearest(key, known)
             raise ValueError(f"model.kw.{key} is not an argument of {config.model.name}; {hint}")
     return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
+
+
+def make_score(config: Config) -> verification.Score | None:
+    """How two images are compared, as config.evaluate.score says; None is the cosine."""
+    score = config.evaluate.score
+    if score not in SCORES:
+        raise ValueError(f"evaluate.score={score!r} is unknown; {configs.nearest(score, SCORES)}")
+    if score == "group_aware":
+        if "num_groups" not in config.model.kw:
+            raise ValueError("evaluate.score='group_aware' needs model.name='group_head'")
+        dim = config.model.embedding_dim
+        return lambda _, x, first, second: groups.group_aware_similarity(
+            x, first, second, embedding_dim=dim
+        )
+    if score == "siamese":
+        if "siamese" not in config.pairs:
+            raise ValueError("evaluate.score='siamese' needs the term pairs.siamese")
+        features = config.pairs.siamese.features
+        learned = jax.jit(partial(pair_losses.siamese_score, features=features))
+        return lambda state, x, first, second: np.asarray(
+            learned(state["params"]["terms"]["siamese"], x[first], x[second])
+        )
+    return None
 
 
 def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:

@@ -4,8 +4,10 @@ import os
 
 from marginface import runtime
 
+# Tests compile a thousand small programs and run each for a moment: compile quickly.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 runtime.tune_cpu()

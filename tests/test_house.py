@@ -7,8 +7,9 @@ import sys
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
 CORE = (
-    *("margins", "similarity", "class_softmax", "regularizers", "objective", "optim", "sharding"),
-    *("step", "runtime", "models.sphereface", "models.iresnet", "data.synthetic"),
+    *("margins", "similarity", "class_softmax", "class_losses", "joint_losses", "pair_losses"),
+    *("regularizers", "groups", "objective", "optim", "sharding", "step", "runtime"),
+    *("models.sphereface", "models.iresnet", "models.group_head", "data.synthetic"),
 )
 MAY_KNOW_CONFIGS = {"main.py", "train.py", "config.py", "objective.py", "step.py"}
 

@@ -9,27 +9,29 @@ import cv2
 import numpy as np
 import pytest
 
-from marginface.data import Faces, folder
+from marginface.data import Faces, folder, synthetic
 from marginface.data.pipeline import train_iterator
 
 
 class Numbers:
     """Record i is the number i."""
 
-    def __init__(self, length):
-        self.length = length
+    def __init__(self, labels):
+        self.labels = labels
 
     def __len__(self):
-        return self.length
+        return len(self.labels)
 
     def __getitem__(self, index):
-        return {"number": np.int64(index), "label": np.int32(index % 3)}
+        return {"number": np.int64(index), "label": self.labels[index]}
 
 
-def numbers(length=10):
+def numbers(length=10, labels=None):
+    labels = np.arange(length, dtype=np.int32) % 3 if labels is None else np.int32(labels)
     return Faces(
-        source=Numbers(length),
+        source=Numbers(labels),
         num_classes=3,
+        labels=lambda: labels,
         augment=lambda record, rng: {**record, "draw": rng.random(2)},
         decode=dict,
         to_images=lambda batch: batch["image"],
@@ -141,6 +143,58 @@ def test_far_steps_are_reached_at_once():
     np.testing.assert_array_equal(np.sort(batch["number"]), np.arange(10))
 
 
+SIZES = [5, 1, 4, 2, 8, 1, 3, 6, 4, 2]  # images of each identity; eight have a pair
+PEOPLE = np.random.default_rng(0).permutation(np.repeat(np.arange(len(SIZES)), SIZES))
+
+
+def identities(**kw):
+    """Batches of three identities, four images each."""
+    options = {"seed": 5, "batch_size": 12, "images_per_identity": 4} | kw
+    return train_iterator(numbers(labels=PEOPLE), **options)
+
+
+def test_identities_come_in_turn_and_their_images_in_random_order():
+    batches = take(identities(), 60)
+    numbers = np.stack([batch["number"] for batch in batches]).reshape(60, 3, 4)
+    labels = np.stack([batch["label"] for batch in batches]).reshape(60, 3, 4)
+    np.testing.assert_array_equal(labels, PEOPLE[numbers])
+    assert (labels == labels[:, :, :1]).all()
+    whole_passes = labels[:, :, 0].reshape(30, 6)  # of eight, two wait for another pass
+    assert all(len(set(people)) == 6 for people in whole_passes)
+    assert len({tuple(people) for people in whole_passes}) > 25
+    assert set(labels.ravel()) == set(np.flatnonzero(np.array(SIZES) > 1))
+    turns, seen = numbers.reshape(-1, 4), labels.reshape(-1, 4)[:, 0]
+    for turn, person in zip(turns, seen, strict=True):
+        _, times = np.unique(turn, return_counts=True)
+        assert len(times) == min(4, SIZES[person])  # none again before all are there
+        assert times.max() - times.min() <= 1
+    assert set(numbers.ravel()) == set(np.flatnonzero(np.array(SIZES)[PEOPLE] > 1))
+    assert len({tuple(turn) for turn in turns[seen == 4]}) > 0.9 * (seen == 4).sum()
+
+
+def test_batches_of_identities_follow_from_seed_and_step_alone():
+    expected = take(identities(), 9)
+    assert len(np.unique(np.concatenate([batch["draw"] for batch in expected]))) == 2 * 9 * 12
+    assert same(take(identities(step=4, threads=3), 5), expected[4:])
+    other = take(identities(seed=6), 9)
+    assert not any((a["number"] == b["number"]).all() for a, b in zip(expected, other, strict=True))
+    for processes in (2, 4):
+        parts = [
+            take(identities(process_index=p, process_count=processes), 9) for p in range(processes)
+        ]
+        assert same(together(parts), expected)
+    iterator = identities()
+    iterator.set_state({"step": 3})
+    assert same(take(iterator, 6), expected[3:])
+    (far,) = take(identities(step=10**9), 1)
+    assert len(set(far["label"])) == 3
+
+
+def test_every_identity_in_every_batch():
+    for batch in take(identities(batch_size=16, images_per_identity=2), 5):
+        assert len(set(batch["label"])) == 8
+
+
 @pytest.fixture
 def noise_zip(tmp_path):
     """Five people with four noise images each; the last image of person 3 is broken."""
@@ -176,6 +230,26 @@ def test_workers_change_nothing(noise_zip):
     assert {type(value) for batch in got for value in batch.values()} == {np.ndarray}
 
 
+def test_workers_change_nothing_in_batches_of_identities(noise_zip):
+    faces, _ = folder.load(root=noise_zip, image_size=16, augment=CHANGES, unreadable="skip")
+    options = {"seed": 3, "batch_size": 6, "images_per_identity": 3}
+    expected = take(train_iterator(faces, **options), 5)
+    assert same(take(train_iterator(faces, **options, workers=1), 5), expected)
+
+
+def test_labels_are_those_of_the_records(noise_zip):
+    for faces in (
+        folder.load(root=noise_zip, image_size=16, unreadable="skip", min_images=2)[0],
+        synthetic.load(identities=30, samples=6, long_tail=0.5, label_noise=0.2)[0],
+        synthetic.load(identities=30, samples=6, long_tail=0.5)[0],
+    ):
+        labels = faces.labels()
+        assert labels.dtype == np.int32
+        records = [faces.source[i] for i in range(len(faces.source))]
+        own = [not record.get("unreadable") for record in records]  # and not the next one's
+        np.testing.assert_array_equal(labels[own], np.array([r["label"] for r in records])[own])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_stops_with_its_name(noise_zip, workers):
     faces, _ = folder.load(root=noise_zip, image_size=16)
@@ -202,6 +276,14 @@ def test_the_source_is_small_to_send_to_a_worker(noise_zip):
         ({"threads": 0}, "threads is 0"),
         ({"step": -1}, "step is -1"),
         ({"faces": numbers(0)}, "the training set has no examples"),
+        ({"images_per_identity": 1}, "images_per_identity is 1; use 0, or 2 or more"),
+        ({"images_per_identity": -2}, "images_per_identity is -2"),
+        ({"images_per_identity": 3}, "batch_size 4 is not a multiple of images_per_identity 3"),
+        (
+            {"faces": numbers(4), "images_per_identity": 2},
+            "a batch of 4 = 2 identities x 2 images needs 2 identities of 2 images or more; "
+            "the training set has 1$",
+        ),
     ],
 )
 def test_bad_settings(kw, message):

@@ -8,9 +8,46 @@ import pytest
 from jax import P
 
 from marginface.class_softmax import Classes, all_classes
-from marginface.regularizers import exclusive
+from marginface.regularizers import exclusive, hyperspherical_energy, uniform
 
 C, PADDED, D = 29, 32, 6
+
+
+def mean_over_others(potential, w):
+    """1/(C−1) Σ_{j≠i} potential(cos(W_i, W_j)), by two loops."""
+    cos = oracles.cosines(w, w)
+    return np.array(
+        [
+            sum(potential(cos[i, j]) for j in range(len(w)) if j != i) / (len(w) - 1)
+            for i in range(len(w))
+        ]
+    )
+
+
+REGULARIZERS = {  # ours, hyper-parameters, textbook
+    "exclusive": (exclusive, {}, oracles.exclusive),
+    "uniform": (
+        uniform,
+        {"offset": 1.0},
+        partial(mean_over_others, lambda c: 1 / (np.sqrt(2 - 2 * c) + 1)),
+    ),
+    "uniform, no offset": (
+        uniform,
+        {"offset": 0.0},
+        partial(mean_over_others, lambda c: 1 / np.sqrt(2 - 2 * c)),
+    ),
+    "energy": (
+        hyperspherical_energy,
+        {"power": 2.0},
+        partial(mean_over_others, lambda c: 1 / np.arccos(c) ** 2),
+    ),
+    "energy, power 1.5": (
+        hyperspherical_energy,
+        {"power": 1.5},
+        partial(mean_over_others, lambda c: 1 / np.arccos(c) ** 1.5),
+    ),
+}
+FUNCTIONS = (exclusive, uniform, hyperspherical_energy)
 LAYOUTS = {  # name: (rows padded, chunk_size, sharded)
     "dense": (False, None, False),
     "padded": (True, None, False),
@@ -19,6 +56,7 @@ LAYOUTS = {  # name: (rows padded, chunk_size, sharded)
     "sharded": (True, None, True),
     "sharded, chunked": (True, 3, True),  # 4 = 3 + 1
 }
+functions = pytest.mark.parametrize("ours", FUNCTIONS)
 
 
 @cache
@@ -26,39 +64,71 @@ def prototypes():
     """Prototypes of different norms; the two nearest sit in the first and the last shard."""
     rng = np.random.default_rng(0)
     w = rng.normal(size=(C, D)) * rng.uniform(0.5, 3, size=(C, 1))
-    w[28] = 0.5 * w[1] + 0.05 * rng.normal(size=D)
+    w[28] = 0.5 * w[1] + 0.6 * rng.normal(size=D)
     return w.astype(np.float32).astype(np.float64), rng.uniform(0.5, 1.5, size=C)
 
 
-def weighted(w, weights, chunk_size=None, mesh=None):
-    """Σ weights·Sep over the real classes, and Sep."""
+@cache
+def textbook(name):
+    """Values, and the gradient of their weighted sum."""
+    w, weights = prototypes()
+    oracle = REGULARIZERS[name][2]
+    return oracle(w), oracles.gradient(lambda w: (oracle(w) * weights).sum(), w)[0]
 
-    def sep(w, axis_name=None):
+
+def weighted(w, weights, hyper=None, ours=exclusive, chunk_size=None, mesh=None):
+    """Σ weights·values over the real classes, and the values."""
+
+    def per_class(w, hyper, axis_name=None):
         classes = all_classes(w, C, axis_name=axis_name)
-        return exclusive(classes, chunk_size=chunk_size, axis_name=axis_name)
+        return ours(classes, **hyper, chunk_size=chunk_size, axis_name=axis_name)
 
     if mesh is not None:
-        sep = jax.shard_map(
-            partial(sep, axis_name="data"), mesh=mesh, in_specs=P("data"), out_specs=P("data")
+        per_class = jax.shard_map(
+            partial(per_class, axis_name="data"),
+            mesh=mesh,
+            in_specs=(P("data"), P()),
+            out_specs=P("data"),
         )
-    values = sep(w)
+    values = per_class(w, hyper or {})
     return (values[:C] * weights).sum(), values
 
 
+@cache
+def compiled(layout, ours, mesh):
+    """(gradient, values), one program for all hyper-parameters."""
+    _, chunk_size, sharded = LAYOUTS[layout]
+    kw = {"ours": ours, "chunk_size": chunk_size, "mesh": mesh if sharded else None}
+    return jax.jit(jax.grad(partial(weighted, **kw), has_aux=True))
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_the_textbook_form(layout, mesh8):
-    padded, chunk_size, sharded = LAYOUTS[layout]
+def test_every_layout_is_the_textbook_form(layout, name, mesh8):
     w, weights = prototypes()
     rows = jnp.asarray(w, jnp.float32)
-    if padded:  # padding that would be everybody's nearest neighbour
+    if LAYOUTS[layout][0]:  # padding that would be everybody's nearest neighbour
         rows = jnp.concatenate([rows, rows[: PADDED - C]])
-    f = partial(weighted, chunk_size=chunk_size, mesh=mesh8 if sharded else None)
-    grad, values = jax.jit(jax.grad(f, has_aux=True))(rows, jnp.asarray(weights, jnp.float32))
-    (wanted,) = oracles.gradient(lambda w: (oracles.exclusive(w) * weights).sum(), w)
-    assert oracles.relative_error(values[:C], oracles.exclusive(w)) < 1e-5
-    assert oracles.relative_error(grad[:C], wanted) < 1e-5
+    ours, hyper, _ = REGULARIZERS[name]
+    grad, values = compiled(layout, ours, mesh8)(rows, jnp.asarray(weights, jnp.float32), hyper)
+    wanted, wanted_grad = textbook(name)
+    assert oracles.relative_error(values[:C], wanted) < 1e-5
+    assert oracles.relative_error(grad[:C], wanted_grad) < 1e-5
     np.testing.assert_array_equal(values[C:], 0)
     np.testing.assert_array_equal(grad[C:], 0)
+
+
+@pytest.mark.parametrize("name", ["uniform", "energy"])
+def test_bfloat16_is_summed_in_float32(name, mesh8):
+    w, weights = prototypes()
+    rough = jnp.concatenate([jnp.asarray(w, jnp.bfloat16), jnp.ones((PADDED - C, D), jnp.bfloat16)])
+    ours, hyper, _ = REGULARIZERS[name]
+    run = compiled("sharded, chunked", ours, mesh8)
+    wide_grad, wide = run(rough.astype(jnp.float32), jnp.asarray(weights, jnp.float32), hyper)
+    grad, values = run(rough, jnp.asarray(weights, jnp.float32), hyper)
+    assert grad.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(values, wide)
+    np.testing.assert_array_equal(grad, wide_grad.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -87,27 +157,31 @@ def test_equals_pytorch_metric_learning():
     assert oracles.relative_error(grad, theirs.grad) < 1e-5
 
 
+@functions
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_finite_for_equal_opposite_and_zero_prototypes(dtype):
+def test_finite_for_equal_opposite_and_zero_prototypes(dtype, ours):
     w = jnp.array([[1, 2], [1, 2], [-1, -2], [0, 0], [1e-30, 0], [1e6, 0]], dtype)
-    sep = jax.jit(jax.value_and_grad(lambda w: exclusive(all_classes(w, 6), chunk_size=4).sum()))
-    value, grad = sep(w)
+    total = jax.jit(jax.value_and_grad(lambda w: ours(all_classes(w, 6), chunk_size=4).sum()))
+    value, grad = total(w)
     assert np.isfinite(value)
     assert np.isfinite(grad.astype(np.float32)).all()
     np.testing.assert_array_equal(grad.astype(np.float32)[3], 0)
 
 
-def test_one_class_has_no_neighbour():
-    sep = jax.jit(lambda w: exclusive(all_classes(w, 1)))
-    np.testing.assert_array_equal(sep(jnp.ones((3, 2))), 0)
+@functions
+def test_one_class_has_no_neighbour(ours):
+    values = jax.jit(lambda w: ours(all_classes(w, 1)))
+    np.testing.assert_array_equal(values(jnp.ones((3, 2))), 0)
 
 
-def test_a_chunk_size_that_is_not_positive_is_refused():
+@functions
+def test_a_chunk_size_that_is_not_positive_is_refused(ours):
     with pytest.raises(ValueError, match="chunk_size is 0; give a positive number or None"):
-        exclusive(all_classes(jnp.ones((3, 2)), 3), chunk_size=0)
+        ours(all_classes(jnp.ones((3, 2)), 3), chunk_size=0)
 
 
-def test_chunks_take_at_most_five_percent_of_the_dense_memory():
+@functions
+def test_chunks_take_at_most_five_percent_of_the_dense_memory(ours):
     """Compiled only: C = 32,768, d = 512, against the whole matrix of cosines."""
     c = 32768
 
@@ -116,11 +190,12 @@ def test_chunks_take_at_most_five_percent_of_the_dense_memory():
         cos = jnp.where(jnp.eye(c, dtype=bool), -jnp.inf, unit @ unit.T)
         return cos.max(axis=1).mean()
 
-    def chunked(w):
-        return exclusive(Classes(w, jnp.arange(c)), chunk_size=2048).mean()
-
     def temporary(f):
         step = jax.jit(jax.grad(f)).lower(jax.ShapeDtypeStruct((c, 512), jnp.float32))
         return step.compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(chunked) <= 0.05 * temporary(dense)
+    def of_all(chunk_size):
+        return lambda w: ours(Classes(w, jnp.arange(c)), chunk_size=chunk_size).mean()
+
+    whole = temporary(dense if ours is exclusive else of_all(None))
+    assert temporary(of_all(2048)) <= 0.05 * whole

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import arcface_regular
+from experiments import arcface_regular, triplet
 from marginface import objective, sharding, step
 from marginface.models import sphereface
 
@@ -32,7 +32,9 @@ def make(mesh, model=None, **optimizer):
     config = arcface_regular.get_config()
     config.model.embedding_dim = 8
     config.optimizer.update(**{"learning_rate": 0.05} | optimizer)
-    losses = objective.make(config, num_classes=CLASSES, embedding_dim=8, mesh=mesh)
+    losses = objective.make(
+        config, num_classes=CLASSES, embedding_dim=8, mesh=mesh, total_steps=STEPS
+    )
     made = step.make(
         config,
         model=model,
@@ -87,7 +89,7 @@ def test_hyper_parameters_change_without_compiling_again(one, made_one):
     compiled = made.train._cache_size()
     for path, value in (
         (("margin", "m"), 0.1),
-        (("scale",), 16.0),
+        (("loss", "scale"), 16.0),
         (("regularizers", "exclusive", "weight"), 7.0),
         (("optimizer", "learning_rate"), 0.3),
         (("optimizer", "weight_decay"), 0.0),
@@ -143,3 +145,19 @@ def test_padding_rows_stay_zero_and_prototypes_are_sharded(mesh8):
     assert prototypes.shape == (256, 8)
     np.testing.assert_array_equal(prototypes[CLASSES:], 0.0)
     assert np.all(np.linalg.norm(prototypes[:CLASSES], axis=1) > 0)
+
+
+def test_accumulation_would_part_pairs_and_is_refused(one):
+    config = triplet.get_config()
+    config.optimizer.accumulate = 2
+    with pytest.raises(ValueError, match=r"pairs.triplet needs them in one batch"):
+        step.make(
+            config,
+            model=Small(),
+            objective=objective.make(
+                config, num_classes=CLASSES, embedding_dim=8, mesh=one, total_steps=STEPS
+            ),
+            mesh=one,
+            image_shape=(SIZE, SIZE, 3),
+            total_steps=STEPS,
+        )

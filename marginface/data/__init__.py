@@ -29,6 +29,7 @@ class Faces:
     Attributes:
         source: records, always with "label" (int32); picklable.
         num_classes: labels run from 0 to num_classes - 1.
+        labels: the labels of all records, int32 [n], without reading an image.
         augment: host side, training only: decodes and changes at random; adds "unreadable" 0 or 1.
         decode: host side, evaluation: decodes without randomness.
         to_images: device side, jittable: batch -> float32 [b, h, w, 3] in [-1, 1].
@@ -37,6 +38,7 @@ class Faces:
 
     source: RandomAccess
     num_classes: int
+    labels: Callable[[], Int[np.ndarray, " n"]]
     augment: Callable[[Record, np.random.Generator], Record]
     decode: Callable[[Record], Record]
     to_images: Callable[[dict[str, Any]], Array]

@@ -137,6 +137,7 @@ def faces(
     return Faces(
         source=Images(files, rows, labels, frame, unreadable == "skip", max_pixels),
         num_classes=len(people),
+        labels=lambda: labels,
         augment=RandomChanges(augment, frame),
         decode=Centre(frame),
         to_images=to_images,

@@ -125,14 +125,24 @@ class _Records:
         sample = int(np.searchsorted(self._starts, index, side="right")) - 1
         label = index - int(self._starts[sample])
         identity = self.first_identity + label
-        if self.noisy and _shuffled(index, len(self), self.seed) < self.noisy:
-            classes = self.rounds[0]
-            label = (label + 1 + _hash(index, self.seed) % (classes - 1)) % classes
         return {
             "identity": np.uint32(identity),
             "sample": np.uint32(sample),
-            "label": np.int32(label),
+            "label": np.int32(self._noised(index, label)),
         }
+
+    def labels(self) -> np.ndarray:
+        """The labels of all records, int32 [n]."""
+        labels = np.arange(len(self)) - np.repeat(self._starts[:-1], self.rounds)
+        if self.noisy:
+            labels = [self._noised(index, label) for index, label in enumerate(labels.tolist())]
+        return np.asarray(labels, np.int32)
+
+    def _noised(self, index: int, label: int) -> int:
+        if self.noisy and _shuffled(index, len(self), self.seed) < self.noisy:
+            classes = self.rounds[0]
+            return (label + 1 + _hash(index, self.seed) % (classes - 1)) % classes
+        return label
 
 
 def _as_is(record: Record, rng: np.random.Generator | None = None) -> Record:
@@ -255,7 +265,7 @@ def load(
     first, second, same, fold = _draw_pairs(test_identities, test_samples, pairs, folds, seed)
     settings["renderer"] = _RENDERER
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    faces = Faces(train, identities, _as_is, _as_is, to_images, fingerprint)
+    faces = Faces(train, identities, train.labels, _as_is, _as_is, to_images, fingerprint)
     return faces, {
         "synthetic": Pairs(test, _as_is, to_images, first, second, same, fold, "folds", "synthetic")
     }

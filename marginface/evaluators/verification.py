@@ -211,17 +211,34 @@ def cosine_scores(
     return np.einsum("nd,nd->n", x[first], x[second])
 
 
+Score = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
 class Evaluator:
     """Verification on one set of pairs.
 
-    After a run, `scores` [n] holds the cosine of every pair and `threshold` the mean threshold.
+    After a run, `scores` [n] holds the score of every pair and `threshold` the mean threshold.
     """
 
     def __init__(
-        self, embed_fn: Callable[[Any, common.Batch], np.ndarray], *, pairs: Pairs, batch_size: int
+        self,
+        embed_fn: Callable[[Any, common.Batch], np.ndarray],
+        *,
+        pairs: Pairs,
+        batch_size: int,
+        score_fn: Score | None = None,
     ):
-        """Args: embed_fn: (state, batch) -> embeddings [batch_size, d], flip-averaged."""
+        """Says how images become scores.
+
+        Args:
+            embed_fn: (state, batch) -> embeddings [batch_size, d], flip-averaged.
+            pairs: what is verified.
+            batch_size: rows of each batch.
+            score_fn: (state, embeddings [m, d], first [n], second [n]) -> scores [n], larger = more
+                alike; None for the cosine.
+        """
         self.embed_fn = embed_fn
+        self.score_fn = score_fn
         self.pairs = pairs
         self.batch_size = batch_size
         self.scores: np.ndarray | None = None
@@ -240,7 +257,10 @@ class Evaluator:
         embeddings = common.embed_all(
             self.embed_fn, state, pairs.source, pairs.decode, self.batch_size
         )
-        scores = cosine_scores(embeddings, pairs.first, pairs.second)
+        if self.score_fn is None:
+            scores = cosine_scores(embeddings, pairs.first, pairs.second)
+        else:
+            scores = self.score_fn(state, embeddings, pairs.first, pairs.second)
         folds = fold_accuracies(scores, pairs.same, pairs.fold, pairs.protocol)
         shown = tested(pairs.fold, pairs.protocol)
         curve = roc(scores[shown], pairs.same[shown])

@@ -1,0 +1,29 @@
+"""AdaFace: the margin follows image quality, read from the norm of the embedding.
+
+    target: s (cos(θ_y − m ẑ) − (m ẑ + m)),   others: s cos θ_j,   ẑ = clip(h (‖x‖ − μ)/σ, −1, 1)
+
+Kim et al., AdaFace: Quality Adaptive Margin for Face Recognition, 2022, equations 13 to 16.
+
+    python -m marginface.main --config experiments/adaface.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    m = common.margin(arg, published=0.4, small=0.2)
+    rate = common.margin(arg, published=0.01, small=0.1)  # a short run has to find μ and σ soon
+    common.class_loss(config, "adaface", without=("margin",), m=m, concentration=0.333, rate=rate)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (0.2, 0.3, 0.4):
+            add({"model.embedding_dim": dim, "loss.kw.m": m})

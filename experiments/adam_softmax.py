@@ -1,0 +1,32 @@
+"""AdaM-Softmax: a margin learned for each class.
+
+    target: s (cos θ_y − m_y),   others: s cos θ_j,   loss + λ (1 − (1/C) Σ_j m_j),   m_j in [0, 1]
+
+Liu et al., AdaptiveFace: Adaptive Margin and Sampling for Face Recognition, 2019, equation 6; its
+λ is 70. λ is small where few images are seen, or the margins only grow.
+
+    python -m marginface.main --config experiments/adam_softmax.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    common.class_loss(config, "adaptive_margin_softmax", without=("margin",))
+    weight = common.margin(arg, published=70.0, small=15.0)
+    config.joint.mean_margin = ConfigDict({"weight": weight})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for weight in (0.0, 15.0, 35.0, 70.0):
+            add({"model.embedding_dim": dim, "joint.mean_margin.weight": weight})

@@ -1,0 +1,30 @@
+"""Softmax with center loss: embeddings are drawn to the moving mean of their class.
+
+    softmax + (λ/2) ‖x − c_y‖²,   c_j moved by the rate α
+
+Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016, equations 2
+to 5; λ 0.003, α 0.5.
+
+    python -m marginface.main --config experiments/center.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import softmax
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = softmax.get_config(arg)
+    config.joint.center = ConfigDict({"weight": 0.003, "rate": 0.5})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for weight in (0.0, 0.001, 0.003, 0.01):
+            add({"model.embedding_dim": dim, "joint.center.weight": weight})

@@ -1,0 +1,29 @@
+"""Circle loss with class labels: each similarity is pulled as strongly as it is wrong.
+
+    target: γ [1 + m − cos θ_y]₊ (cos θ_y − 1 + m),   others: γ [cos θ_j + m]₊ (cos θ_j − m)
+
+Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, equations 5
+to 8.
+
+    python -m marginface.main --config experiments/circle.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    common.class_loss(config, "circle", without=("margin",), m=0.25)
+    config.loss.scale = common.margin(arg, published=256.0, small=48.0)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for scale in (48.0, 64.0, 128.0, 256.0):
+            add({"model.embedding_dim": dim, "loss.scale": scale})

@@ -1,0 +1,29 @@
+"""CurricularFace: hard negatives weigh more as training goes on.
+
+    target: s cos(θ_y + m),   others: s cos θ_j, or s cos θ_j (t + cos θ_j) if they beat the target
+
+Huang et al., CurricularFace: Adaptive Curriculum Learning Loss for Deep Face Recognition, 2020,
+equations 3 to 8.
+
+    python -m marginface.main --config experiments/curricularface.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    m = common.margin(arg, published=0.5, small=0.3)
+    common.class_loss(config, "curricularface", without=("margin",), m=m, rate=0.01)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (0.3, 0.4, 0.5):
+            add({"model.embedding_dim": dim, "loss.kw.m": m})

@@ -1,0 +1,44 @@
+"""ElasticFace: the margin is drawn anew for each example.
+
+    target: s cos(θ_y + m_i),   others: s cos θ_j,   m_i ~ N(m, σ²)
+
+Boutros et al., ElasticFace: Elastic Margin Loss for Deep Face Recognition, 2022, equation 5;
+--config.loss.kw.plus=True hands the draws out by difficulty, --config.loss.kw.target=cos draws
+CosFace's margin (the paper's m 0.35).
+
+    python -m marginface.main --config experiments/elasticface.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    common.class_loss(
+        config,
+        "elasticface",
+        without=("margin",),
+        m=common.margin(arg, published=0.5, small=0.3),
+        deviation=0.0125,
+        target="arc",
+        plus=False,
+    )
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for plus in (False, True):
+            for deviation in (0.0125, 0.025, 0.05):
+                add(
+                    {
+                        "model.embedding_dim": dim,
+                        "loss.kw.plus": plus,
+                        "loss.kw.deviation": deviation,
+                    }
+                )

@@ -1,0 +1,46 @@
+"""GroupFace: the embedding of a person plus that of the latent group of faces it belongs to.
+
+    v = v_x + Σ_k p_k v^{G_k},   ArcFace(v) + λ CE(group logits, self-distributed label),   λ 0.1
+    score: cos(v_i, v_j) − 0.1 ‖G_i − G_j‖^{1/3}
+
+Kim et al., GroupFace: Learning Latent Groups and Constructing Group-based Representations for Face
+Recognition, 2020, equations 1 to 9.
+
+    python -m marginface.main --config experiments/groupface.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import arcface, common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = arcface.get_config(arg)
+    full = common.full_size(arg)
+    backbone = config.model.name, config.model.kw
+    config.model.name = "group_head"
+    config.model.kw = ConfigDict(
+        {
+            "backbone": backbone[0],
+            "backbone_kw": backbone[1],
+            "feature_dim": 4096 if full else 512,
+            "num_groups": 32 if full else 8,
+            "assignment": "soft",
+        }
+    )
+    config.joint.grouping = ConfigDict(
+        {"weight": 0.1, "momentum": 0.99 if full else 0.9, "self_distributed": True}
+    )
+    config.evaluate.score = "group_aware"
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for groups in (1, 8, 32):
+            add({"model.embedding_dim": dim, "model.kw.num_groups": groups})

@@ -1,0 +1,38 @@
+"""NormFace with ArcFace's Intra and Inter losses: closer to the own prototype, prototypes apart.
+
+    NormFace + θ_y/π − (1/(π(C − 1))) Σ_{j≠y} angle(W_y, W_j)
+
+Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, equations 5 and
+6.
+
+    python -m marginface.main --config experiments/intra_inter.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import normface
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = normface.get_config(arg)
+    config.joint.intra = ConfigDict({"weight": 1.0})
+    config.joint.inter = ConfigDict({"weight": 1.0, "chunk_size": config.loss.chunk_size})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for intra in (0.0, 1.0):
+            for inter in (0.0, 1.0):
+                add(
+                    {
+                        "model.embedding_dim": dim,
+                        "joint.intra.weight": intra,
+                        "joint.inter.weight": inter,
+                    }
+                )

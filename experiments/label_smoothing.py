@@ -1,0 +1,27 @@
+"""NormFace with smoothed labels.
+
+    wanted probability: 1 − ε + ε/C for the true class, ε/C for each other one
+
+Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016, section 7.
+
+    python -m marginface.main --config experiments/label_smoothing.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    common.class_loss(config, "margin_softmax", smoothing=0.1)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for smoothing in (0.0, 0.05, 0.1, 0.2):
+            add({"model.embedding_dim": dim, "loss.kw.smoothing": smoothing})

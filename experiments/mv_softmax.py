@@ -1,0 +1,32 @@
+"""MV-Softmax: negatives that beat the target are raised (MV-AM; margin may be any).
+
+    target: s (cos θ_y − m),   others: s cos θ_j, or s (t cos θ_j + t − 1) if they beat the target
+
+Wang et al., Mis-classified Vector Guided Softmax Loss for Face Recognition, 2020, equations 7 to
+10; --config.loss.margin=additive_angular is its MV-Arc-Softmax.
+
+    python -m marginface.main --config experiments/mv_softmax.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    common.class_loss(config, "mv_softmax", t=1.12, adaptive=True)
+    config.loss.margin = "additive_cosine"
+    config.loss.margin_kw = ConfigDict({"m": common.margin(arg, published=0.35, small=0.15)})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for t in (1.0, 1.1, 1.12, 1.2):
+            add({"model.embedding_dim": dim, "loss.kw.t": t})

@@ -1,0 +1,29 @@
+"""Softmax with Ring loss: all embeddings are drawn to one learned norm.
+
+    softmax + (λ/2) (‖x‖ − R)²
+
+Zheng et al., Ring Loss: Convex Feature Normalization for Face Recognition, 2018, equation 2.
+
+    python -m marginface.main --config experiments/ring.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import softmax
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = softmax.get_config(arg)
+    config.joint.ring = ConfigDict({"weight": 0.01})
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for weight in (0.0, 0.001, 0.01, 0.1):
+            add({"model.embedding_dim": dim, "joint.ring.weight": weight})

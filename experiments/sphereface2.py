@@ -1,0 +1,37 @@
+"""SphereFace2-C: one binary decision for each class, summed.
+
+    (α/r) log(1 + exp(−r(g(cos θ_y) − m) − b)) + ((1 − α)/r) Σ_j log(1 + exp(r(g(cos θ_j) + m) + b))
+    g(z) = 2((z + 1)/2)^t − 1
+
+Wen et al., SphereFace2: Binary Classification is All You Need for Deep Face Recognition, 2022,
+equation 8 with margin type C.
+
+    python -m marginface.main --config experiments/sphereface2.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    common.class_loss(
+        config,
+        "sphereface2",
+        without=("margin",),
+        m=common.margin(arg, published=0.4, small=0.2),
+        balance=0.7,
+        power=3.0,
+    )
+    config.loss.scale = common.margin(arg, published=40.0, small=30.0)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (0.2, 0.3, 0.4):
+            add({"model.embedding_dim": dim, "loss.kw.m": m})

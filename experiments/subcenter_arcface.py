@@ -1,0 +1,29 @@
+"""Sub-center ArcFace: K prototypes for each class, the nearest counts.
+
+    target: s cos(θ_y + m),   others: s cos θ_j,   θ_j = min_k angle(x, W_jk)
+
+Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces, 2020,
+equations 2 and 3.
+
+    python -m marginface.main --config experiments/subcenter_arcface.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import arcface
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = arcface.get_config(arg)
+    config.loss.similarity = "subcenter_cosine"
+    config.loss.subcenters = 3
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for subcenters in (1, 2, 3, 5):
+            add({"model.embedding_dim": dim, "loss.subcenters": subcenters})

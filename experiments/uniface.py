@@ -1,0 +1,28 @@
+"""UniFace: one learned threshold parts all true from all false pairs.
+
+    log(1 + exp(−s(cos θ_y − m) + b)) + l Σ_j log(1 + exp(s cos θ_j − b))
+
+Zhou et al., UniFace: Unified Cross-Entropy Loss for Deep Face Recognition, 2023, equation 9.
+
+    python -m marginface.main --config experiments/uniface.py
+
+Time on two cores: four minutes on the embedded faces, under one with :data=small.
+Expect: see results/losses_embedded.csv (:data=small).
+"""
+
+from experiments import common
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = common.base(arg)
+    m = common.margin(arg, published=0.4, small=0.2)
+    common.class_loss(config, "uniface", without=("margin",), m=m, balance=1.0)
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for m in (0.0, 0.2, 0.4):
+            add({"model.embedding_dim": dim, "loss.kw.m": m})

@@ -1,0 +1,143 @@
+"""Config to loss: terms add up, ramps follow their laws, every mistake is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import adacos, arcface, asoftmax_regular, subcenter_arcface, triplet
+from marginface import objective, sharding
+
+
+def evaluate(config, step=0, total_steps=10):
+    made = objective.make(
+        config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=total_steps
+    )
+
+    @jax.jit
+    def run(key, step):
+        params, running = made.init(key)
+        params["prototypes"] = params["prototypes"] * 100 + 0.1
+        x = jax.random.normal(key, (4, 3))
+        labels = jnp.arange(4)
+        return made.loss(
+            params, running, {"embedding": x}, labels, objective.hyper(config), step, key
+        )
+
+    total, (_, metrics) = run(jax.random.key(0), jnp.int32(step))
+    return float(total), {k: float(v) for k, v in metrics.items()}
+
+
+def with_terms():
+    config = arcface.get_config()
+    config.regularizers.uniform = {"weight": 2.0, "chunk_size": 0}
+    config.joint.intra = {"weight": 0.5}
+    config.joint.center = {"weight": 0.25, "rate": 0.5}
+    config.pairs.contrastive = {"weight": 3.0, "margin": 4.0}
+    return config
+
+
+def test_the_total_is_the_weighted_sum_of_the_terms():
+    total, metrics = evaluate(with_terms())
+    weights = {"margin_softmax": 1, "uniform": 2, "intra": 0.5, "center": 0.25, "contrastive": 3}
+    assert total == pytest.approx(sum(w * metrics[f"loss/{k}"] for k, w in weights.items()))
+    assert metrics["loss/total"] == total
+    assert min(metrics[f"loss/{k}"] for k in weights) > 0
+
+
+def test_a_linear_ramp_rises_between_its_ends():
+    config = with_terms()
+    config.regularizers.uniform = {"weight": 2.0, "ramp": "linear", "begin": 0.2, "end": 0.6}
+    config.joint, config.pairs = {}, {}
+    for step, factor in ((0, 0), (2, 0), (4, 0.5), (6, 1), (9, 1)):
+        total, metrics = evaluate(config, step)
+        wanted = metrics["loss/margin_softmax"] + factor * 2 * metrics["loss/uniform"]
+        assert total == pytest.approx(wanted, rel=1e-6)
+
+
+def test_lambda_of_regularface_grows_as_that_of_a_softmax_decays():
+    """15·5/λ in the authors' code: weight 15 with the ramp inverse_anneal, least λ 5."""
+    config = asoftmax_regular.get_config()
+    config.regularizers.exclusive.update(weight=15.0, ramp="inverse_anneal")
+    for step in (0, 100, 10_000):
+        lam = max(5.0, 1000 / (1 + 0.12 * step))
+        total, metrics = evaluate(config, step)
+        gap = total - metrics["loss/margin_softmax"]
+        assert gap == pytest.approx(15 * 5 / lam * metrics["loss/exclusive"], rel=1e-3)
+
+
+def test_a_term_alone_needs_no_loss_over_classes():
+    config = triplet.get_config()
+    made = objective.make(
+        config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
+    )
+    params, running = made.init(jax.random.key(0))
+    assert params == {"prototypes": {}, "terms": {}}
+    assert running == {}
+
+
+def test_collapse_is_told_from_a_small_loss():
+    config = triplet.get_config()
+    config.pairs.triplet.triplets = "all"
+    made = objective.make(
+        config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
+    )
+    labels, key = jnp.array([0, 0, 1, 1]), jax.random.key(0)
+    loss = jax.jit(
+        lambda x: made.loss(*made.init(key), {"embedding": x}, labels, hyper, jnp.int32(0), key)
+    )
+    hyper = objective.hyper(config)
+    same, apart = jnp.ones((4, 3)), jnp.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0.0]])
+    for x, collapsed in ((same, 1), (apart, 0)):
+        total, (_, metrics) = loss(x)
+        assert float(metrics["train/collapsed"]) == collapsed
+    assert float(total) == 0
+
+
+@pytest.mark.parametrize(
+    ("experiment", "change", "message"),
+    [
+        (arcface, {"loss.name": "margin_sofmax"}, "did you mean 'margin_softmax'"),
+        (arcface, {"loss.name": "circle"}, "loss.margin has no place in circle"),
+        (arcface, {"loss.name": ""}, "nothing to minimise"),
+        (arcface, {"loss.kw": {"foca": 1.0}}, r"loss.kw.foca is not an argument.*'focal'"),
+        (arcface, {"loss.kw": {"scale": 1.0}}, "loss.kw.scale is not an argument"),
+        (arcface, {"loss.similarity": "cosin"}, "did you mean 'cosine'"),
+        (arcface, {"loss.sample_rate": 0.0}, r"loss.sample_rate=0.0: give a part in \(0, 1\]"),
+        (adacos, {"loss.scale": 64.0}, "loss.scale has no place in adacos"),
+        (adacos, {"loss.detach": True}, "loss.detach=True has no place in adacos"),
+        (adacos, {"loss.norm_as_scale": True}, "loss.norm_as_scale=True has no place in adacos"),
+        (adacos, {"loss.similarity": "linear"}, "loss.similarity='linear' has no place in adacos"),
+        (arcface, {"joint.intr": {"weight": 1.0}}, "did you mean 'intra'"),
+        (arcface, {"joint.intra": {}}, "joint.intra.weight is missing"),
+        (arcface, {"joint.norm_penalty": {"weight": 1.0}}, "norm_penalty.radius is missing"),
+        (arcface, {"joint.intra": {"weight": 1.0, "m": 1.0}}, "joint.intra.m is not an argument"),
+        (arcface, {"joint.intra": {"weight": 1.0, "ramp": "liner"}}, "did you mean 'linear'"),
+        (arcface, {"joint.intra": {"weight": 1.0, "ramp": "inverse_anneal"}}, "loss.anneal"),
+        (subcenter_arcface, {"joint.intra": {"weight": 1.0}}, "one prototype for each class"),
+        (triplet, {"joint.intra": {"weight": 1.0}}, "one prototype for each class"),
+    ],
+)
+def test_every_mistake_is_named_in_one_line(experiment, change, message):
+    config = experiment.get_config()
+    with config.unlocked():
+        for key, value in change.items():
+            *path, last = key.split(".")
+            section = config
+            for part in path:
+                section = section[part]
+            section[last] = value
+    with pytest.raises(ValueError, match=message) as error:
+        objective.make(
+            config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_every_float_of_the_config_is_traced():
+    hyper = objective.hyper(with_terms())
+    assert hyper["joint"]["center"].keys() == {"weight", "rate"}
+    assert hyper["margin"].keys() == {"m"}
+    assert "scale" in hyper["loss"]
+    for leaf in jax.tree.leaves(hyper):
+        assert leaf.dtype == np.float32
