@@ -1,10 +1,11 @@
 """GroupFace: the embedding of a person plus that of the latent group of faces it belongs to.
 
     v = v_x + Σ_k p_k v^{G_k},   ArcFace(v) + λ CE(group logits, self-distributed label),   λ 0.1
-    score: cos(v_i, v_j) − 0.1 ‖G_i − G_j‖^{1/3}
+    score: cos(v_i, v_j) − 0.1 ‖g_i − g_j‖^{1/3},   g the decision network's last hidden layer
 
 Kim et al., GroupFace: Learning Latent Groups and Constructing Group-based Representations for Face
-Recognition, 2020, equations 1 to 9.
+Recognition, 2020, sections 3.1 to 3.3. --config.joint.grouping.self_distributed=False takes plain
+arg-max labels; --config.model.kw.logit_norm=True keeps groups alive by normalising their logits.
 
     python -m marginface.main --config experiments/groupface.py
 
@@ -30,11 +31,10 @@ def get_config(arg=None):
             "feature_dim": 4096 if full else 512,
             "num_groups": 32 if full else 8,
             "assignment": "soft",
+            "logit_norm": False,
         }
     )
-    config.joint.grouping = ConfigDict(
-        {"weight": 0.1, "momentum": 0.99 if full else 0.9, "self_distributed": True}
-    )
+    config.joint.grouping = ConfigDict({"weight": 0.1, "momentum": 0.9, "self_distributed": True})
     config.evaluate.score = "group_aware"
     return config
 

@@ -23,7 +23,7 @@ def get_config(arg=None):
         "sphereface2",
         without=("margin",),
         m=common.margin(arg, published=0.4, small=0.2),
-        balance=0.7,
+        balance=common.margin(arg, published=0.7, small=0.98),
         power=3.0,
     )
     config.loss.scale = common.margin(arg, published=40.0, small=30.0)

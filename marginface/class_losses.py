@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
 from marginface.class_softmax import (
     PAD,
@@ -38,9 +37,9 @@ from marginface.margins import (
     identity,
 )
 from marginface.similarity import Rows, Similarity, cosine, dot, norm
-from marginface.typing import Array, Float, Int
+from marginface.typing import Array, Float, Int, Number
 
-State = dict[str, Array]
+State = dict[str, Any]
 
 
 class ClassLoss(NamedTuple):
@@ -71,10 +70,10 @@ def margin_softmax(
     classes: Classes,
     *,
     margin: Margin = identity,
-    scale: ArrayLike = 64.0,
+    scale: Number = 64.0,
     similarity: Similarity = cosine,
-    smoothing: ArrayLike | None = None,
-    focal: ArrayLike | None = None,
+    smoothing: Number | None = None,
+    focal: Number | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -122,7 +121,7 @@ def margin_softmax(
     )
     logit = scale * margin(target)
     loss = jax.nn.softplus(others.logsumexp - logit)
-    if smoothing is not None:
+    if smoothing is not None and others.sum is not None:
         count = jnp.sum(classes.ids != PAD)  # C; of a sample, its own
         count = count if axis_name is None else lax.psum(count, axis_name)
         # ε/C Σ_j (LSE_all − z_j) + (1 − ε)(LSE_all − z_y), written as loss + ε(z_y − mean_j z_j)
@@ -180,7 +179,7 @@ def adaptive_margin_softmax(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    scale: ArrayLike,
+    scale: Number,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -271,10 +270,10 @@ def curricularface(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
+    m: Number,
+    scale: Number,
     running: State,
-    rate: ArrayLike = 0.01,
+    rate: Number = 0.01,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -334,8 +333,8 @@ def mv_softmax(
     classes: Classes,
     *,
     margin: Margin,
-    t: ArrayLike,
-    scale: ArrayLike,
+    t: Number,
+    scale: Number,
     adaptive: bool = True,
     chunk_size: int | None = None,
     axis_name: str | None = None,
@@ -387,11 +386,11 @@ def magface(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    scale: ArrayLike,
-    lower_m: ArrayLike = 0.45,
-    upper_m: ArrayLike = 0.8,
-    lower: ArrayLike = 10.0,
-    upper: ArrayLike = 110.0,
+    scale: Number,
+    lower_m: Number = 0.45,
+    upper_m: Number = 0.8,
+    lower: Number = 10.0,
+    upper: Number = 110.0,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -439,11 +438,11 @@ def adaface(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
+    m: Number,
+    scale: Number,
     running: State,
-    concentration: ArrayLike = 0.333,
-    rate: ArrayLike = 0.01,
+    concentration: Number = 0.333,
+    rate: Number = 0.01,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -501,10 +500,10 @@ def elasticface(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
+    m: Number,
+    scale: Number,
     key: Array,
-    deviation: ArrayLike = 0.0125,
+    deviation: Number = 0.0125,
     target: str = "arc",
     plus: bool = False,
     chunk_size: int | None = None,
@@ -565,8 +564,8 @@ def circle(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
+    m: Number,
+    scale: Number,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -615,11 +614,11 @@ def sphereface2(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
+    m: Number,
+    scale: Number,
     learned: State,
-    balance: ArrayLike = 0.7,
-    power: ArrayLike = 3.0,
+    balance: Number = 0.7,
+    power: Number = 3.0,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -666,10 +665,10 @@ def sphereface2(
 def sphereface2_learned(
     num_classes: int,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
-    balance: ArrayLike = 0.7,
-    power: ArrayLike = 3.0,
+    m: Number,
+    scale: Number,
+    balance: Number = 0.7,
+    power: Number = 3.0,
 ) -> State:
     """{"bias": b} such that at cos θ = 0 the pull of one class equals the push of C − 1.
 
@@ -694,10 +693,10 @@ def uniface(
     labels: Int[Array, "b"],
     classes: Classes,
     *,
-    m: ArrayLike,
-    scale: ArrayLike,
+    m: Number,
+    scale: Number,
     learned: State,
-    balance: ArrayLike = 1.0,
+    balance: Number = 1.0,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> ClassLoss:
@@ -745,7 +744,7 @@ def uniface_learned(num_classes: int, *, sample_rate: float = 1.0) -> State:
     return {"bias": jnp.log(jnp.float32(10.0 * num_classes * sample_rate))}
 
 
-def _softmax(cos: Array, psi: Array, others: Negatives, scale: ArrayLike) -> ClassLoss:
+def _softmax(cos: Array, psi: Array, others: Negatives, scale: Number) -> ClassLoss:
     return ClassLoss(jax.nn.softplus(others.logsumexp - scale * psi), cos, others.max)
 
 

@@ -138,7 +138,11 @@ def make(
     loss, axis = config.loss, sharding.AXIS
     similarity = getattr(similarities, _known(loss.similarity, _SIMILARITIES, "loss.similarity"))
     rows = sharding.padded_rows(num_classes, mesh.size)
-    fixed = {"num_classes": num_classes, "rows": rows, "embedding_dim": embedding_dim}
+    fixed: dict[str, Any] = {
+        "num_classes": num_classes,
+        "rows": rows,
+        "embedding_dim": embedding_dim,
+    }
     fixed |= {"similarity": similarity, "axis_name": axis, "chunk_size": loss.chunk_size or None}
     fixed |= {"sample_rate": loss.sample_rate, "num_groups": config.model.kw.get("num_groups", 0)}
     class_loss = _class_loss(config) if loss.name else None
@@ -173,18 +177,19 @@ def make(
         weight = 0.01 * jax.random.normal(key_rows, (rows, *several, embedding_dim))
         real = jnp.arange(rows) < num_classes
         weight = jnp.where(real.reshape(-1, *(1 for _ in weight.shape[1:])), weight, 0.0)
+        prototypes: Any = weight
         if loss.similarity == "linear":
-            weight = similarities.Linear(weight, jnp.zeros(rows))
+            prototypes = similarities.Linear(weight, jnp.zeros(rows))
         if class_loss.function is class_losses.adaptive_margin_softmax:
             margin = jax.random.uniform(key_margins, (rows,), minval=0.3, maxval=0.4)
-            weight = class_losses.MarginRows(weight, jnp.where(real, margin, 0.0))
-        return {"prototypes": weight, "terms": learned}, running
+            prototypes = class_losses.MarginRows(weight, jnp.where(real, margin, 0.0))
+        return {"prototypes": prototypes, "terms": learned}, running
 
     def one_shard(
         params: Any, running: Any, output: Any, labels: Array, hyper: Hyper, step: Array, key: Array
     ) -> tuple[Any, Any]:
         embeddings = output["embedding"]
-        there_is = {**fixed, **output, "embeddings": embeddings, "labels": labels}
+        there_is: dict[str, Any] = {**fixed, **output, "embeddings": embeddings, "labels": labels}
         if class_loss is not None:
             there_is["classes"] = class_softmax.all_classes(
                 params["prototypes"], num_classes, axis_name=axis
@@ -193,7 +198,7 @@ def make(
             there_is["margin"] = _margin(loss, margin_of, hyper, step)
         values, after, metrics = {}, dict(running), {}
         for i, term in enumerate(everything):
-            here = there_is | {"key": jax.random.fold_in(key, i)}
+            here: dict[str, Any] = there_is | {"key": jax.random.fold_in(key, i)}
             here |= {"learned": params["terms"].get(term.name)}
             here |= {"running": running.get(term.name)}
             numbers = dict(_numbers_of(hyper, term))

@@ -108,16 +108,16 @@ def train(
         )
         for pairs in test_sets.values()
     ]
-    evaluators: list[Any] = list(verifications)
-    if objective.one_row_a_class(config):
-        evaluators.append(
-            geometry.Evaluator(
-                lambda state: objective.weights(state["params"]["prototypes"]),
-                num_classes=faces.num_classes,
-                chunk_size=config.loss.chunk_size or None,
-                mesh=mesh,
-            )
+    geometries = [
+        geometry.Evaluator(
+            lambda state: objective.weights(state["params"]["prototypes"]),
+            num_classes=faces.num_classes,
+            chunk_size=config.loss.chunk_size or None,
+            mesh=mesh,
         )
+        for _ in range(objective.one_row_a_class(config))
+    ]
+    evaluators = [*verifications, *geometries]
 
     def evaluate(state: step.State) -> dict[str, float]:
         return {name: value for e in evaluators for name, value in e.run(state)}
@@ -243,6 +243,7 @@ def train(
             mesh=mesh,
             seconds=seconds_before + time.monotonic() - started,
             command=command,
+            separability=geometries[0].separability if geometries else None,
         )
     return True
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
@@ -17,4 +18,7 @@ else:
 
         Bool = Float = Int = PyTree = Shaped = UInt8 = _Unchecked
 
-__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8"]
+# A hyper-parameter: one number or one per example, known or traced.
+Number = Array | np.ndarray | float | int
+
+__all__ = ["Array", "Bool", "Float", "Int", "Number", "PyTree", "Shaped", "UInt8"]

@@ -1,6 +1,7 @@
 """Every loss over classes × every layout × both input types, against slow float64 forms."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -376,7 +377,7 @@ def test_without_its_margin_each_is_the_plain_loss_and_with_more_it_is_larger(na
     none = losses(case.least)
     np.testing.assert_allclose(none, mean_loss(plain, 0.0), rtol=1e-5, atol=1e-6)
     steps = [losses(case.least + k * 0.1) for k in range(5)]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert (np.asarray(after - before) >= -1e-5).all()
         assert (after - before).sum() > 0.01
 

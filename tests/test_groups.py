@@ -154,7 +154,7 @@ def _simulate(self_distributed, k=8, kinds=64, d=16):
     """Usage before and after a decision network learns its own labels, on clouds of features."""
     rng = np.random.default_rng(0)
     centers = jnp.asarray(rng.normal(size=(kinds, d)), jnp.float32)
-    network = group_head.DecisionNetwork(k, (32, 16), train=True)
+    network = group_head.DecisionNetwork(k, (32, 16), train=True, logit_norm=True)
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     def draw(key, n):
@@ -236,6 +236,7 @@ SOFT = group_head.Model(
     feature_dim=20,
     num_groups=5,
     hidden=(16, 6),
+    logit_norm=True,
 )
 HARD = SOFT.clone(assignment="hard")
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)), jnp.float32)
@@ -286,6 +287,9 @@ def test_parameters_and_shapes():
     assert counts["groups"] == 20 * 5 * 12 + 5 * 12
     # Dense without bias, scale and shift of each BN, one slope a channel.
     assert counts["decision"] == (12 * 16 + 3 * 16) + (16 * 6 + 3 * 6) + (6 * 5 + 2 * 5)
+    plain = SOFT.clone(logit_norm=False)
+    logits = jax.eval_shape(plain.init, KEY, IMAGES)["params"]["decision"]["dense3"]
+    assert jax.tree.map(jnp.shape, logits) == {"kernel": (6, 5), "bias": (5,)}
     paper = SOFT.clone(embedding_dim=512, feature_dim=4096, num_groups=32)
     assert jax.eval_shape(paper.init, KEY, IMAGES)["params"]["groups"]["kernel"].size == 67_108_864
     images = IMAGES.astype(jnp.bfloat16)

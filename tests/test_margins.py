@@ -55,6 +55,7 @@ CASES |= {
         CASES["additive_angular(0.5)"][1],
     )
 }
+CASES_AT_START = tuple(CASES)
 cases = pytest.mark.parametrize("case", CASES)
 
 

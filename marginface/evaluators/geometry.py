@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from marginface import class_softmax, regularizers, sharding
 from marginface.typing import Array, Float
@@ -15,7 +16,7 @@ class Evaluator:
     """Separability of the prototypes, Sep_i = max_{j≠i} cos(W_i, W_j).
 
     A smaller mean says that the classes lie further apart, a smaller variance that they do so
-    evenly.
+    evenly. After a run, `separability` [num_classes] holds every Sep_i.
 
     References:
         Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, CVPR 2019.
@@ -52,18 +53,17 @@ class Evaluator:
             spec = PartitionSpec(sharding.AXIS)
             separability = jax.shard_map(separability, mesh=mesh, in_specs=(spec,), out_specs=spec)
 
-        @jax.jit
-        def moments(rows: Float[Array, "c d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            sep = separability(rows.astype(jnp.float32))
-            real = jnp.arange(len(sep)) < num_classes
-            mean = jnp.sum(jnp.where(real, sep, 0.0)) / num_classes
-            return mean, jnp.sum(jnp.where(real, (sep - mean) ** 2, 0.0)) / num_classes
-
+        # On every device, so that every process can read all of it.
+        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        self._separability = jax.jit(
+            lambda rows: separability(rows.astype(jnp.float32))[:num_classes],
+            out_shardings=everywhere,
+        )
         self.prototypes = prototypes
-        self.moments = moments
+        self.separability: np.ndarray | None = None
 
     def run(self, state: Any) -> Iterator[tuple[str, float]]:
         """Yields the mean and the variance of Sep_i over the classes."""
-        mean, variance = self.moments(self.prototypes(state))
-        yield "prototypes/sep_mean", float(mean)
-        yield "prototypes/sep_var", float(variance)
+        self.separability = np.asarray(self._separability(self.prototypes(state)))
+        yield "prototypes/sep_mean", float(np.mean(self.separability, dtype=np.float64))
+        yield "prototypes/sep_var", float(np.var(self.separability, dtype=np.float64))

@@ -25,17 +25,18 @@ def _dense(features: int, name: str, use_bias: bool = False) -> nn.Dense:
 
 
 class DecisionNetwork(nn.Module):
-    """Which group? Three times dense and BN, PReLU between: v_x [b, d] → logits [b, K].
+    """Which group? Three dense layers, BN and PReLU after the first two: v_x [b, d] → logits [b, K].
 
     Returns the last hidden layer [b, hidden[-1]] too. The normalisation is ours; the paper names
-    three dense layers and a softmax. On the logits it keeps groups alive: a logit that hardly
-    varies from face to face is nobody's label, then learns to vary less. Without it, trained on
-    clouds of random features, up to half of the groups died under self-distributed labels too.
+    three dense layers and a softmax. With logit_norm the logits are normalised as well, which keeps
+    groups alive whatever the labels: a logit that hardly varies from face to face is nobody's
+    label, then learns to vary less.
     """
 
     num_groups: int
     hidden: tuple[int, ...]
     train: bool
+    logit_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> tuple[Float[Array, "b k"], Float[Array, "b e"]]:
@@ -44,7 +45,10 @@ class DecisionNetwork(nn.Module):
 
         for i, features in enumerate(self.hidden, 1):
             x = layers.PReLU(name=f"prelu{i}")(layer(i, features, x))
-        return layer(len(self.hidden) + 1, self.num_groups, x), x
+        last = len(self.hidden) + 1
+        if self.logit_norm:
+            return layer(last, self.num_groups, x), x
+        return _dense(self.num_groups, f"dense{last}", use_bias=True)(x), x
 
 
 class Model(nn.Module):
@@ -69,6 +73,7 @@ class Model(nn.Module):
         num_groups: K.
         hidden: widths of the decision network's first two layers.
         assignment: "soft" or "hard".
+        logit_norm: batch-normalise the decision network's logits; not in the paper.
 
     Returns:
         "embedding": v [b, d]; "group_logits": [b, K]; "group": v^G [b, d]; "group_feature": the
@@ -91,6 +96,7 @@ class Model(nn.Module):
     num_groups: int = 32
     hidden: tuple[int, ...] = (256, 128)
     assignment: str = "soft"
+    logit_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -119,7 +125,9 @@ class Model(nn.Module):
         shared = self._make_backbone(name="shared")(images, train=train)
         instance = _dense(self.embedding_dim, "instance")(shared)
         instance = layers.BatchNorm(train, use_scale=False, name="instance_norm")(instance)
-        decide = DecisionNetwork(self.num_groups, self.hidden, train, name="decision")
+        decide = DecisionNetwork(
+            self.num_groups, self.hidden, train, self.logit_norm, name="decision"
+        )
         logits, group_feature = decide(instance)
         if self.assignment == "soft":
             weights = jax.nn.softmax(logits)

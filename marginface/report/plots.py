@@ -60,6 +60,7 @@ def draw(
     records: Records,
     evaluators: Sequence[verification.Evaluator] = (),
     untrained: Mapping[str, np.ndarray] | None = None,
+    separability: Float[np.ndarray, "c"] | None = None,
 ) -> list[Picture]:
     """Draws into <workdir>/plots whatever there is data for.
 
@@ -68,6 +69,7 @@ def draw(
         records: the lines of metrics.jsonl.
         evaluators: those that have run; their last scores are drawn.
         untrained: scores before training by name of the pairs, drawn beside the ROC.
+        separability: Sep_i of every class, if the classes have prototypes.
     """
     folder = workdir / "plots"
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,12 @@ def draw(
         hardest(pairs, evaluator.scores, threshold, path)
         caption = "The impostor pairs most alike and the genuine pairs least alike."
         pictures.append(Picture(path, f"{pairs.name}: {caption}"))
+    if separability is not None:
+        separabilities({"all classes": separability}, folder / "separability.png")
+        caption = (
+            "How far each prototype lies from the nearest other one: a cosine, less is better."
+        )
+        pictures.append(Picture(folder / "separability.png", caption))
     return pictures
 
 
@@ -252,6 +260,27 @@ def histogram(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}%"))
     axes.set_title(f"{title}: scores", pad=26)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    _save(figure, path)
+
+
+@_STYLE
+def separabilities(runs: Mapping[str, Float[np.ndarray, "c"]], path: pathlib.Path) -> None:
+    """Sep_i = max_{j≠i} cos(W_i, W_j) of one run or of several beside each other."""
+    figure = Figure(figsize=(_WIDTH, 4.0), layout="constrained")
+    axes = figure.subplots()
+    bins = int(np.clip(np.sqrt(max(map(len, runs.values()))), 10, 60))
+    edges = np.histogram_bin_edges(np.concatenate(list(runs.values())), bins=bins)
+    for colour, (label, values) in zip(_cycle(len(runs)), runs.items(), strict=True):
+        shares = 100 * np.histogram(values, edges)[0] / len(values)
+        axes.stairs(shares, edges, fill=True, color=colour, alpha=0.25)
+        text = f"{label}: mean {values.mean():.3f}, variance {values.var():.5f}"
+        axes.stairs(shares, edges, color=colour, linewidth=1.5, zorder=3, label=text)
+        axes.axvline(values.mean(), color=colour, linewidth=1.3, linestyle="--")
+    axes.set_xlabel("Sep: cosine of a prototype to the nearest other one")
+    axes.set_ylabel("share of the classes")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}%"))
+    axes.set_title("Separability of the prototypes", pad=18 + 14 * len(runs))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     _save(figure, path)
 
 

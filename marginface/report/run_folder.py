@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 import marginface
@@ -100,8 +101,9 @@ def report(
     mesh: Mesh,
     seconds: float,
     command: str | None = None,
+    separability: np.ndarray | None = None,
 ) -> None:
-    """Writes summary.json, plots/ and summary.md, and prints the final table.
+    """Writes summary.json, plots/, separability.npy and summary.md, and prints the final table.
 
     Args:
         workdir: holds config.json and metrics.jsonl.
@@ -110,6 +112,7 @@ def report(
         mesh: the devices of the run.
         seconds: how long it took.
         command: what to type to run it again.
+        separability: Sep_i of every class, if there are prototypes.
     """
     config_json = (workdir / "config.json").read_text(encoding="utf-8")
     records = metrics.read_lines(workdir / "metrics.jsonl")
@@ -124,7 +127,9 @@ def report(
         untrained={k: v for k, v in untrained.items() if k in results},
     )
     write_summary(workdir, summary)
-    pictures = plots.draw(workdir, records, evaluators)
+    if separability is not None:
+        np.save(workdir / "separability.npy", separability)
+    pictures = plots.draw(workdir, records, evaluators, separability=separability)
     config = json.loads(config_json)
     write_page(
         workdir, summary, title=workdir.name, command=command, config=config, pictures=pictures
