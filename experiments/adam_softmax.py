@@ -20,6 +20,7 @@ def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = common.base(arg)
     common.class_loss(config, "adaptive_margin_softmax", without=("margin",))
+    config.loss.scale = common.margin(arg, published=32.0, small=24.0)
     weight = common.margin(arg, published=70.0, small=15.0)
     config.joint.mean_margin = ConfigDict({"weight": weight})
     return config

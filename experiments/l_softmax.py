@@ -22,7 +22,7 @@ def get_config(arg=None):
     common.class_loss(config, "large_margin_softmax", without=("scale",))
     config.loss.margin = "multiplicative_angular"
     config.loss.margin_kw = ConfigDict({"m": 4.0})
-    config.loss.anneal = ConfigDict({"start": 1000.0, "least": 5.0, "rate": 0.12, "power": 1.0})
+    common.anneal(config, arg)
     return config
 
 

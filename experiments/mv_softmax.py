@@ -20,6 +20,7 @@ def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = common.base(arg)
     common.class_loss(config, "mv_softmax", t=1.12, adaptive=True)
+    config.loss.scale = common.margin(arg, published=32.0, small=24.0)
     config.loss.margin = "additive_cosine"
     config.loss.margin_kw = ConfigDict({"m": common.margin(arg, published=0.35, small=0.15)})
     return config

@@ -2,7 +2,7 @@
 
     softmax + (λ/2) (‖x‖ − R)²
 
-Zheng et al., Ring Loss: Convex Feature Normalization for Face Recognition, 2018, equation 2.
+Zheng et al., Ring Loss: Convex Feature Normalization for Face Recognition, 2018, equation 1.
 
     python -m marginface.main --config experiments/ring.py
 

@@ -89,12 +89,23 @@ def test_every_objective_is_finite_and_the_same_on_one_device_and_eight(path):
 
 def test_annealing_is_sphereface_s():
     """λ as Caffe's training files have it: max(5, 1000 (1 + 0.12 step)^−1)."""
-    config = configs.load("experiments/asoftmax.py")
+    config = configs.load("experiments/asoftmax.py:data=casia")
     anneal = objective.hyper(config)["anneal"]
     for step in (0, 1, 100, 5000):
         expected = max(5.0, 1000.0 / (1.0 + 0.12 * step))
         found = objective.annealed_weight(jnp.int32(step), anneal)
         assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("data", ["synthetic", "small", "lfw"])
+def test_annealing_is_done_after_half_of_a_small_run(data):
+    config = configs.load(f"experiments/asoftmax.py:data={data}")
+    kw = config.data.kw
+    images = 9_525 if data == "lfw" else kw.identities * kw.samples
+    half = config.epochs * images / config.batch_size / 2
+    anneal = objective.hyper(config)["anneal"]
+    assert float(objective.annealed_weight(jnp.int32(0.9 * half), anneal)) > 5.05
+    assert float(objective.annealed_weight(jnp.int32(1.1 * half), anneal)) == 5.0
 
 
 def test_parse_arg_speaks_of_every_mistake():

@@ -57,7 +57,7 @@ def test_a_linear_ramp_rises_between_its_ends():
 
 def test_lambda_of_regularface_grows_as_that_of_a_softmax_decays():
     """15·5/λ in the authors' code: weight 15 with the ramp inverse_anneal, least λ 5."""
-    config = asoftmax_regular.get_config()
+    config = asoftmax_regular.get_config("data=casia")
     config.regularizers.exclusive.update(weight=15.0, ramp="inverse_anneal")
     for step in (0, 100, 10_000):
         lam = max(5.0, 1000 / (1 + 0.12 * step))

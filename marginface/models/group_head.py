@@ -25,7 +25,7 @@ def _dense(features: int, name: str, use_bias: bool = False) -> nn.Dense:
 
 
 class DecisionNetwork(nn.Module):
-    """Which group? Three dense layers, BN and PReLU after the first two: v_x [b, d] → logits [b, K].
+    """Which group? Three dense layers, BN and PReLU after two: v_x [b, d] → logits [b, K].
 
     Returns the last hidden layer [b, hidden[-1]] too. The normalisation is ours; the paper names
     three dense layers and a softmax. With logit_norm the logits are normalised as well, which keeps

@@ -1,0 +1,79 @@
+"""Pictures of more than one run.
+
+python -m marginface.report losses [--out docs/figures] [--only NAME ...] [--seed 0]
+python -m marginface.report separability RUN RUN ... [--out separability.png]
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from marginface import runtime
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Draws what `argv` (without the program's name) asks for.
+
+    Raises:
+        ValueError: an option or a value that does not exist.
+    """
+    runtime.tune_cpu()
+    from marginface.report import losses, plots  # after tune_cpu: JAX reads the flags once
+
+    parser = _Parser(prog="python -m marginface.report", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = commands.add_parser("losses", help="the pictures of docs/losses.md").add_argument
+    add("--out", type=pathlib.Path, default="docs/figures", help="folder for the pictures")
+    add(
+        "--only",
+        nargs="+",
+        default=losses.NAMES,
+        choices=losses.NAMES,
+        metavar="NAME",
+        help=f"some of {', '.join(losses.NAMES)}",
+    )
+    add("--seed", type=int, default=0, help="of the training runs")
+    add = commands.add_parser("separability", help="Sep_i of several runs").add_argument
+    add("runs", type=pathlib.Path, nargs="+", metavar="RUN", help="run folders that are complete")
+    add("--out", type=pathlib.Path, default="separability.png", help="the picture")
+    options = parser.parse_args(argv)
+    if options.command == "separability":
+        plots.separabilities({run.name: _separability(run) for run in options.runs}, options.out)
+        print(options.out, flush=True)
+        return
+    for path in losses.draw(options.out, only=options.only, seed=options.seed):
+        print(path, flush=True)
+
+
+def _separability(run: pathlib.Path) -> np.ndarray:
+    path = run / "separability.npy"
+    if not path.is_file():
+        raise ValueError(f"{run} has no separability.npy: give run folders that are complete")
+    found = np.load(path, allow_pickle=False)
+    if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.floating):
+        raise ValueError(
+            f"{path} holds {found.dtype} of shape {found.shape}, not one float a class"
+        )
+    return found
+
+
+def main() -> None:
+    """The command: `run`, with one line for an error that its user can mend."""
+    try:
+        run(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"marginface: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
