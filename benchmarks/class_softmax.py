@@ -133,12 +133,13 @@ def partial_fc(case: Mapping[str, Any]) -> common.Step:
 
 BENCHMARK = common.Benchmark(
     name="class_softmax",
-    cases=(  # all at once where that is no burden; else experiments/common.py's chunk size
+    cases=(  # all at once, and in chunks of experiments/common.py's size
         {"batch": 512, "dim": 512, "classes": 10_000, "chunk_size": 0},
+        {"batch": 512, "dim": 512, "classes": 100_000, "chunk_size": 0},
         {"batch": 512, "dim": 512, "classes": 100_000, "chunk_size": 2000},
         {"batch": 512, "dim": 512, "classes": 1_000_000, "chunk_size": 2000},
     ),
-    quick=2,
+    quick=3,
     ours=ours,
     peers={"pytorch-metric-learning": metric_learning, "arcface_torch Partial FC": partial_fc},
     rounds=(7, 15),

@@ -53,7 +53,8 @@ class Objective(NamedTuple):
     loss: (params, running, output, labels [b], hyper, step, key) → (scalar, (running, metrics)).
       output is the network's, {"embedding": [b, d], ...}. The metrics are "loss/<term>" before its
       weight, "loss/total", and with a loss over classes "train/top1" (by the similarity without
-      margin) and "train/target_angle" (degrees), and what tells of triplet collapse and of groups.
+      margin) and "train/target_angle" (degrees), what tells of triplet collapse and of groups,
+      and every single number that a term trains or remembers, "train/<term>_<name>".
     """
 
     init: Callable[[Array], tuple[Any, Any]]
@@ -245,6 +246,9 @@ def make(
             values[term.name] = value
             if state:
                 after[term.name] = state
+            for what, leaf in {**(here["learned"] or {}), **state}.items():
+                if jnp.ndim(leaf) == 0:  # a scale that follows the angles, a learned threshold
+                    metrics[f"train/{term.name}_{what}"] = leaf
         return values, (after, metrics)
 
     def objective(

@@ -22,10 +22,11 @@ from marginface import data, groups, metrics, models, objective, pair_losses, sh
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.config import Config
 from marginface.data import Faces, Pairs, pipeline
-from marginface.evaluators import geometry, verification
+from marginface.evaluators import geometry, grouping, verification
 from marginface.report import run_folder
 
 SCORES = ("cosine", "group_aware", "siamese")
+GROUP_OUTPUTS = ("group_feature", "group_logits")  # evaluated beside the embedding, if there
 
 
 class DivergedError(Exception):
@@ -88,7 +89,7 @@ def train(
         mesh=mesh,
         total_steps=total,
     )
-    score, score_fn = config.evaluate.score, make_score(config)
+    score_fn, num_groups = make_score(config), config.model.kw.get("num_groups", 0)
     steps = step.make(
         config,
         model=model,
@@ -96,7 +97,7 @@ def train(
         mesh=mesh,
         image_shape=image_shape,
         total_steps=total,
-        outputs=("embedding", "group_feature") if score == "group_aware" else ("embedding",),
+        outputs=("embedding", *GROUP_OUTPUTS) if num_groups else ("embedding",),
     )
     hyper, seed = objective.hyper(config), jnp.int32(config.seed)
 
@@ -117,7 +118,8 @@ def train(
         )
         for _ in range(objective.one_row_a_class(config))
     ]
-    evaluators = [*verifications, *geometries]
+    groupings = [grouping.Evaluator(v, num_groups=num_groups) for v in verifications if num_groups]
+    evaluators = [*verifications, *geometries, *groupings]
 
     def evaluate(state: step.State) -> dict[str, float]:
         return {name: value for e in evaluators for name, value in e.run(state)}
@@ -244,6 +246,7 @@ def train(
             seconds=seconds_before + time.monotonic() - started,
             command=command,
             separability=geometries[0].separability if geometries else None,
+            groupings=groupings,
         )
     return True
 
@@ -272,13 +275,15 @@ def make_score(config: Config) -> verification.Score | None:
     score = config.evaluate.score
     if score not in SCORES:
         raise ValueError(f"evaluate.score={score!r} is unknown; {configs.nearest(score, SCORES)}")
+    dim, num_groups = config.model.embedding_dim, config.model.kw.get("num_groups", 0)
     if score == "group_aware":
-        if "num_groups" not in config.model.kw:
+        if not num_groups:
             raise ValueError("evaluate.score='group_aware' needs model.name='group_head'")
-        dim = config.model.embedding_dim
         return lambda _, x, first, second: groups.group_aware_similarity(
-            x, first, second, embedding_dim=dim
+            x[:, :-num_groups], first, second, embedding_dim=dim
         )
+    if num_groups:  # the columns behind the embedding are not to be compared
+        return lambda _, x, first, second: verification.cosine_scores(x[:, :dim], first, second)
     if score == "siamese":
         if "siamese" not in config.pairs:
             raise ValueError("evaluate.score='siamese' needs the term pairs.siamese")

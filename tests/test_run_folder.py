@@ -11,7 +11,7 @@ import pytest
 
 from marginface import metrics
 from marginface.data import Pairs
-from marginface.evaluators import verification
+from marginface.evaluators import grouping, verification
 from marginface.report import plots, run_folder
 
 FIGURES = {
@@ -262,16 +262,40 @@ def evaluated(scores, same, protocol="folds"):
     return evaluator
 
 
+def test_groups_are_counted_on_the_images_that_were_verified():
+    verified = evaluated(np.zeros(40), np.arange(40) % 2 == 0)
+    logits = np.eye(4)[[0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]]
+    verified.embeddings = np.concatenate([np.ones((12, 3)), logits], axis=1)
+    evaluator = grouping.Evaluator(verified, num_groups=4)
+    found = dict(evaluator.run(None))
+    np.testing.assert_array_equal(evaluator.chosen, logits.argmax(axis=1))
+    shares = np.array([0.5, 0.25, 0.25])
+    assert found["squares/group_entropy"] == pytest.approx(
+        -(shares * np.log(shares)).sum() / np.log(4), rel=1e-6
+    )
+    assert found["squares/group_largest"] == pytest.approx(2.0)
+
+
 def test_everything_is_drawn(tmp_path):
     rng = np.random.default_rng(0)
     same = np.arange(40) % 4 < 2
     evaluator = evaluated(rng.normal(0.3, 0.1, 40) + 0.3 * same, same, "dev")
     untrained = {"squares": rng.normal(size=40)}
-    pictures = plots.draw(tmp_path, list(lines_of(80)), [evaluator], untrained)
+    used = grouping.Evaluator(evaluator, num_groups=3)
+    used.chosen = np.arange(12) % 3 // 2
+    pictures = plots.draw(
+        tmp_path,
+        list(lines_of(80)),
+        [evaluator],
+        untrained,
+        separability=rng.normal(0.4, 0.1, 50),
+        groupings=[used],
+    )
     names = ["loss", "learning", "squares_roc", "squares_scores", "squares_hardest"]
+    names += ["separability", "squares_groups"]
     assert [picture.path.stem for picture in pictures] == names
     assert {png_width(picture.path) for picture in pictures} == {1200}
-    assert len(list((tmp_path / "plots").iterdir())) == 5  # no temporary file is left
+    assert len(list((tmp_path / "plots").iterdir())) == 7  # no temporary file is left
     assert all(picture.caption.endswith(".") for picture in pictures)
 
 

@@ -217,7 +217,8 @@ Score = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 class Evaluator:
     """Verification on one set of pairs.
 
-    After a run, `scores` [n] holds the score of every pair and `threshold` the mean threshold.
+    After a run, `scores` [n] holds the score of every pair, `threshold` the mean threshold and
+    `embeddings` what embed_fn gave for the images of pairs.source.
     """
 
     def __init__(
@@ -242,6 +243,7 @@ class Evaluator:
         self.pairs = pairs
         self.batch_size = batch_size
         self.scores: np.ndarray | None = None
+        self.embeddings: np.ndarray | None = None
         self.threshold: float | None = None
 
     def run(self, state: Any) -> Iterator[tuple[str, float]]:
@@ -265,6 +267,7 @@ class Evaluator:
         shown = tested(pairs.fold, pairs.protocol)
         curve = roc(scores[shown], pairs.same[shown])
         self.scores, self.threshold = scores, float(folds.thresholds.mean())
+        self.embeddings = embeddings
 
         yield f"{pairs.name}/accuracy", folds.mean
         yield f"{pairs.name}/accuracy_stderr", folds.stderr

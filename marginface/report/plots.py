@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from marginface.data import Pairs
-from marginface.evaluators import verification
+from marginface.evaluators import grouping, verification
 from marginface.typing import Bool, Float, Int
 
 Records = Sequence[Mapping[str, Any]]
@@ -61,6 +61,7 @@ def draw(
     evaluators: Sequence[verification.Evaluator] = (),
     untrained: Mapping[str, np.ndarray] | None = None,
     separability: Float[np.ndarray, "c"] | None = None,
+    groupings: Sequence[grouping.Evaluator] = (),
 ) -> list[Picture]:
     """Draws into <workdir>/plots whatever there is data for.
 
@@ -70,6 +71,7 @@ def draw(
         evaluators: those that have run; their last scores are drawn.
         untrained: scores before training by name of the pairs, drawn beside the ROC.
         separability: Sep_i of every class, if the classes have prototypes.
+        groupings: those that have run, of a network with latent groups.
     """
     folder = workdir / "plots"
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,12 @@ def draw(
             "How far each prototype lies from the nearest other one: a cosine, less is better."
         )
         pictures.append(Picture(folder / "separability.png", caption))
+    for used in groupings:
+        if used.chosen is not None:
+            name = used.verified.pairs.name
+            group_sheet(used.verified.pairs, used.chosen, folder / f"{name}_groups.png")
+            caption = "Faces of each latent group, the same number from each."
+            pictures.append(Picture(folder / f"{name}_groups.png", f"{name}: {caption}"))
     return pictures
 
 
@@ -336,6 +344,41 @@ def hardest(
     _save(figure, path)
 
 
+@_STYLE
+def group_sheet(
+    pairs: Pairs,
+    chosen: Int[np.ndarray, "m"],
+    path: pathlib.Path,
+    *,
+    columns: int = 10,
+    most: int = 16,
+) -> None:
+    """A contact sheet with a row of faces for each latent group, the most used groups first.
+
+    Args:
+        pairs: with the images.
+        chosen: the group of each image of pairs.source.
+        path: a .png.
+        columns: faces of each group, spread evenly over those that it has.
+        most: groups that are shown.
+    """
+    ids, counts = np.unique(chosen, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    figure = Figure(figsize=(_WIDTH, 0.5 + 0.78 * len(order)), layout="constrained")
+    figure.suptitle(f"{pairs.name}: latent groups", x=0.01, ha="left", weight="bold", size=11)
+    grid = figure.subplots(len(order), columns, squeeze=False)
+    for row, i in zip(grid, order, strict=True):
+        members = np.flatnonzero(chosen == ids[i])
+        shown = members[np.linspace(0, len(members) - 1, min(columns, len(members))).astype(int)]
+        for axes, image in zip(row, _images(pairs, shown), strict=False):
+            axes.imshow(image)
+        for axes in row:
+            axes.set_axis_off()
+        share = f"{ids[i] + 1}: {counts[i] / len(chosen):.0%} "
+        row[0].text(-0.1, 0.5, share, transform=row[0].transAxes, ha="right", va="center", size=9)
+    _save(figure, path)
+
+
 def hardest_pairs(
     pairs: Pairs, scores: Float[np.ndarray, "n"], *, count: int
 ) -> tuple[Int[np.ndarray, "i"], Int[np.ndarray, "g"]]:
@@ -348,12 +391,16 @@ def hardest_pairs(
 
 def _side_by_side(pairs: Pairs, chosen: np.ndarray) -> np.ndarray:
     """Both images of each pair in one strip [n, h, 2w + gap, 3], in [0, 1]."""
-    order = [int(i) for pair in chosen for i in (pairs.first[pair], pairs.second[pair])]
-    decoded = [pairs.decode(pairs.source[i]) for i in order]
-    batch = {k: np.stack([record[k] for record in decoded]) for k in decoded[0]}
-    images = np.clip((np.asarray(jax.jit(pairs.to_images)(batch)) + 1) / 2, 0, 1)
+    images = _images(pairs, np.stack([pairs.first[chosen], pairs.second[chosen]], axis=1).ravel())
     gap = np.ones((len(chosen), images.shape[1], max(1, images.shape[2] // 24), 3))
     return np.concatenate([images[0::2], gap, images[1::2]], axis=2)
+
+
+def _images(pairs: Pairs, order: np.ndarray) -> np.ndarray:
+    """Images of pairs.source [n, h, w, 3], in [0, 1]."""
+    decoded = [pairs.decode(pairs.source[int(i)]) for i in order]
+    batch = {k: np.stack([record[k] for record in decoded]) for k in decoded[0]}
+    return np.clip((np.asarray(jax.jit(pairs.to_images)(batch)) + 1) / 2, 0, 1)
 
 
 def _names(records: Records, prefix: str = "", suffix: str = "") -> list[str]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 import marginface
 from marginface import metrics
 from marginface.config import dotted
-from marginface.evaluators import verification
+from marginface.evaluators import grouping, verification
 from marginface.report import plots
 from marginface.report.plots import Picture
 
@@ -50,6 +50,7 @@ _MEANINGS = {
     "learning_rate": (_PLAIN, "step size at the end"),
     "gradient_norm": (_PLAIN, "length of the last gradient"),
     "total": (_PLAIN, "the sum that is minimised"),
+    "grouping": (_PLAIN, "cross-entropy of the latent groups with their own labels"),
     "margin_softmax": (_PLAIN, "mean cross-entropy with the margin"),
     "group_entropy": ("{:.3f}", "evenness of group usage: 1 even, 0 all in one"),
     "group_largest": ("{:.2f}", "largest group's share × number of groups"),
@@ -102,6 +103,7 @@ def report(
     seconds: float,
     command: str | None = None,
     separability: np.ndarray | None = None,
+    groupings: Sequence[grouping.Evaluator] = (),
 ) -> None:
     """Writes summary.json, plots/, separability.npy and summary.md, and prints the final table.
 
@@ -113,6 +115,7 @@ def report(
         seconds: how long it took.
         command: what to type to run it again.
         separability: Sep_i of every class, if there are prototypes.
+        groupings: evaluators of latent groups, if there are groups.
     """
     config_json = (workdir / "config.json").read_text(encoding="utf-8")
     records = metrics.read_lines(workdir / "metrics.jsonl")
@@ -129,7 +132,9 @@ def report(
     write_summary(workdir, summary)
     if separability is not None:
         np.save(workdir / "separability.npy", separability)
-    pictures = plots.draw(workdir, records, evaluators, separability=separability)
+    pictures = plots.draw(
+        workdir, records, evaluators, separability=separability, groupings=groupings
+    )
     config = json.loads(config_json)
     write_page(
         workdir, summary, title=workdir.name, command=command, config=config, pictures=pictures
