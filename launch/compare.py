@@ -24,6 +24,7 @@ from marginface import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOT_RUN = "not run"
+MARKS = ("<!-- losses_embedded -->", "<!-- end -->")
 COLUMNS = (
     *("experiment", "variant", "seeds", "accuracy_mean", "accuracy_std", "accuracies"),
     *("untrained_mean", "auc_mean", "sep_mean", "sep_var", "wall_s_max"),
@@ -111,6 +112,39 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, best mean first, for the README."""
+    lines = [
+        "| experiment | seeds | accuracy, mean ± sd | AUC | mean Sep |",
+        "|---|---|---|---|---|",
+    ]
+    ran = [r for r in rows if r["seeds"] != NOT_RUN]
+    for r in sorted(ran, key=lambda r: (-float(r["accuracy_mean"]), r["experiment"])):
+        accuracy = f"{100 * float(r['accuracy_mean']):.2f}"
+        if r["accuracy_std"]:
+            accuracy += f" ± {100 * float(r['accuracy_std']):.2f}"
+        cells = (f"`{r['experiment']}`", r["seeds"], accuracy, r["auc_mean"], r["sep_mean"] or "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    for r in rows:
+        if r["seeds"] == NOT_RUN:
+            lines.append(f"| `{r['experiment']}` | {NOT_RUN} | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def update(page: pathlib.Path, text: str) -> None:
+    """Puts a table between the page's two marks.
+
+    Raises:
+        ValueError: the page lacks them.
+    """
+    old = page.read_text(encoding="utf-8")
+    head, mark, rest = old.partition(MARKS[0])
+    _, end, tail = rest.partition(MARKS[1])
+    if not mark or not end:
+        raise ValueError(f"{page} has no {MARKS[0]} ... {MARKS[1]}: put them where the table goes")
+    metrics.write_atomically(page, f"{head}{mark}\n{text}{end}{tail}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m launch.compare", description=__doc__)
@@ -126,12 +160,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=ROOT / "experiments/results/losses_embedded.csv",
         help="the table",
     )
+    add("--update", type=pathlib.Path, metavar="PAGE", help="also put the table into this page")
     options = parser.parse_args(argv)
     names = options.names or experiments()
     if unknown := set(names) - set(experiments()):
         parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {experiments()}")
     folder = options.runs.resolve()
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
+    rows: list[dict[str, Any]] = []
     # Seed by seed, so that a run cut short has compared all losses with the same seeds.
     for seed in range(options.seeds):
         for name in names:
@@ -144,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = [row(n, options.variant, runs) for n, runs in found.items()]
             options.out.parent.mkdir(parents=True, exist_ok=True)
             metrics.write_atomically(options.out, table(rows))
+    if options.update:
+        update(options.update, markdown(rows))
     print(f"table: {options.out}")
 
 

@@ -186,11 +186,62 @@ def make(
             prototypes = class_losses.MarginRows(weight, jnp.where(real, margin, 0.0))
         return {"prototypes": prototypes, "terms": learned}, running
 
+    # One function for each section: (term, its numbers, what there is) → value, state, metrics.
+
+    def over_classes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
+        if loss.sample_rate < 1:
+            num = max(1, round(loss.sample_rate * rows / mesh.size))
+            key = jax.random.fold_in(there_is["key"], 1)
+            sample = class_softmax.sample_classes(
+                key, there_is["labels"], there_is["classes"], num, axis_name=axis
+            )
+            there_is = there_is | {"classes": sample}
+        if loss.norm_as_scale:
+            length = similarities.norm(there_is["embeddings"])
+            numbers = numbers | {"scale": numbers["scale"] * length}
+        result = term(numbers, there_is)
+        metrics = {"train/top1": jnp.mean(result.target > result.hardest)}
+        if loss.similarity != "linear" and loss.name != "large_margin_softmax":
+            angle = jnp.arccos(jnp.clip(result.target, -1.0, 1.0))
+            metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
+        return jnp.mean(result.loss), result.running, metrics
+
+    def of_prototypes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
+        held = there_is["classes"]
+        per_class = term(numbers, there_is | {"classes": held._replace(rows=weights(held.rows))})
+        return lax.psum(jnp.sum(per_class), axis) / num_classes, {}, {}
+
+    def beside(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
+        result = term(numbers, there_is)
+        losses, state = result if term.companion("start") else (result, {})
+        metrics = {}
+        if term.name == "grouping":
+            logits = there_is["group_logits"]
+            used = groups.usage(jnp.argmax(logits, axis=1), logits.shape[1])
+            metrics = {"train/group_entropy": used.entropy, "train/group_largest": used.largest}
+        return jnp.mean(losses), state, metrics
+
+    def of_pairs(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
+        embeddings = there_is["embeddings"]
+        value = lax.psum(jnp.sum(term(numbers, there_is)), axis) / embeddings.shape[0]
+        metrics = {}
+        if term.name == "triplet":
+            collapsed, spread = pair_losses.collapse(embeddings, value, numbers["margin"])
+            metrics = {"train/collapsed": collapsed, "train/spread": spread}
+        return value, {}, metrics
+
+    measure = {
+        "loss": over_classes,
+        "regularizers": of_prototypes,
+        "joint": beside,
+        "pairs": of_pairs,
+    }
+
     def one_shard(
         params: Any, running: Any, output: Any, labels: Array, hyper: Hyper, step: Array, key: Array
     ) -> tuple[Any, Any]:
-        embeddings = output["embedding"]
-        there_is: dict[str, Any] = {**fixed, **output, "embeddings": embeddings, "labels": labels}
+        there_is: dict[str, Any] = {**fixed, **output, "labels": labels}
+        there_is["embeddings"] = output["embedding"]
         if class_loss is not None:
             there_is["classes"] = class_softmax.all_classes(
                 params["prototypes"], num_classes, axis_name=axis
@@ -199,56 +250,21 @@ def make(
             there_is["margin"] = _margin(loss, margin_of, hyper, step)
         values, after, metrics = {}, dict(running), {}
         for i, term in enumerate(everything):
-            here: dict[str, Any] = there_is | {"key": jax.random.fold_in(key, i)}
-            here |= {"learned": params["terms"].get(term.name)}
-            here |= {"running": running.get(term.name)}
-            numbers = dict(_numbers_of(hyper, term))
+            own = {
+                "key": jax.random.fold_in(key, i),
+                "learned": params["terms"].get(term.name, {}),
+                "running": running.get(term.name, {}),
+            }
             with jax.named_scope(term.name):
-                if term.section == "loss":
-                    if loss.sample_rate < 1:
-                        num = max(1, round(loss.sample_rate * rows / mesh.size))
-                        here["classes"] = class_softmax.sample_classes(
-                            jax.random.fold_in(key, len(everything)),
-                            labels,
-                            here["classes"],
-                            num,
-                            axis_name=axis,
-                        )
-                    if loss.norm_as_scale:
-                        numbers["scale"] *= similarities.norm(embeddings)
-                    result = term(numbers, here)
-                    value = jnp.mean(result.loss)
-                    state = result.running
-                    metrics["train/top1"] = jnp.mean(result.target > result.hardest)
-                    if loss.similarity != "linear" and loss.name != "large_margin_softmax":
-                        angle = jnp.arccos(jnp.clip(result.target, -1.0, 1.0))
-                        metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
-                elif term.section == "regularizers":
-                    classes = here["classes"]
-                    here["classes"] = classes._replace(rows=weights(classes.rows))
-                    value = lax.psum(jnp.sum(term(numbers, here)), axis) / num_classes
-                    state = {}
-                elif term.section == "pairs":
-                    value = lax.psum(jnp.sum(term(numbers, here)), axis) / labels.shape[0]
-                    state = {}
-                    if term.name == "triplet":
-                        metrics["train/collapsed"], metrics["train/spread"] = pair_losses.collapse(
-                            embeddings, value, numbers["margin"]
-                        )
-                else:
-                    result = term(numbers, here)
-                    losses, state = result if term.companion("start") else (result, {})
-                    value = jnp.mean(losses)
-                    if term.name == "grouping":
-                        chosen = jnp.argmax(output["group_logits"], axis=1)
-                        used = groups.usage(chosen, output["group_logits"].shape[1])
-                        metrics["train/group_entropy"], metrics["train/group_largest"] = used
-            values[term.name] = value
+                values[term.name], state, figures = measure[term.section](
+                    term, _numbers_of(hyper, term), there_is | own
+                )
+            metrics |= figures
             if state:
                 after[term.name] = state
-            for what, leaf in {**(here["learned"] or {}), **state}.items():
+            for name, leaf in {**own["learned"], **state}.items():
                 if jnp.ndim(leaf) == 0:  # a scale that follows the angles, a learned threshold
-                    metrics[f"train/{term.name}_{what}"] = leaf
+                    metrics[f"train/{term.name}_{name}"] = leaf
         return values, (after, metrics)
 
     def objective(

@@ -64,7 +64,10 @@ def triplet(x, labels, margin, active=False, **choice):
 
 
 def siamese(x, labels, weight, bias, features):
-    """Two-class cross-entropy, ½ of the mean over same and ½ of that over different pairs."""
+    """Two-class cross-entropy, ½ of the mean over same and ½ of that over different pairs.
+
+    Where a batch has no pairs of a kind, that half is 0.
+    """
     f, b = unit(x), len(x)
     sums, counts = np.zeros((2, b)), np.zeros(2)
     for i in range(b):
@@ -78,4 +81,4 @@ def siamese(x, labels, weight, bias, features):
             probability = 1 / (1 + math.exp(-(values @ weight + bias)))
             sums[same, i] -= math.log(probability if same else 1 - probability)
             counts[same] += 1
-    return b * (sums[0] / counts[0] + sums[1] / counts[1]) / 2
+    return b * (sums / np.maximum(counts, 1)[:, None]).sum(axis=0) / 2

@@ -25,10 +25,10 @@ def triplet_case(**options):
     def ours(x, y, learned, margin, axis_name):
         return pair_losses.triplet(x, y, margin=margin, axis_name=axis_name, **options)
 
-    def textbook(x, weight, bias, margin):
+    def textbook(x, weight, bias, margin, labels=LABELS):
         choice = {key: value for key, value in options.items() if key != "normalized"}
         x = pair_oracles.unit(x) if normalized else x
-        return pair_oracles.triplet(x, LABELS, margin, **choice)
+        return pair_oracles.triplet(x, labels, margin, **choice)
 
     return ours, textbook
 
@@ -38,9 +38,9 @@ def contrastive_case(normalized):
         options = {"normalized": normalized, "axis_name": axis_name}
         return pair_losses.contrastive(x, y, margin=3 * margin, **options)
 
-    def textbook(x, weight, bias, margin):
+    def textbook(x, weight, bias, margin, labels=LABELS):
         x = pair_oracles.unit(x) if normalized else x
-        return pair_oracles.contrastive(x, LABELS, 3 * margin)
+        return pair_oracles.contrastive(x, labels, 3 * margin)
 
     return ours, textbook
 
@@ -52,9 +52,9 @@ def siamese_case(features, frozen=False):
 
     fixed = problem()[0]
 
-    def textbook(x, weight, bias, margin):
+    def textbook(x, weight, bias, margin, labels=LABELS):
         x = fixed if frozen else x
-        return pair_oracles.siamese(x, LABELS, weight, bias, features)
+        return pair_oracles.siamese(x, labels, weight, bias, features)
 
     return ours, textbook
 
@@ -159,6 +159,79 @@ def test_every_loss_in_every_layout_is_the_textbook_form(layout, mesh8, monkeypa
         assert close(learned["weight"], to_weight), name
         assert close(learned["bias"], to_bias), name
         assert learned["weight"].any() == learns, name
+
+
+BOUNDS = {  # of d_an − d_ap, in margins, where another choice begins
+    ONLINE: (0, 1),
+    "triplet, semi_hard, all positives, all negatives": (0, 1),
+    "triplet, hard, all positives, all negatives": (0,),
+    "triplet, easy, all positives, hardest negatives": (),  # whose loss is 0, chosen or not
+    BATCH_HARD: (),
+    "triplet, active": (1,),
+    "triplet, not normalized": (),
+    "contrastive": (),
+    "contrastive, normalized": (),
+    "siamese, difference": (),
+    "siamese, chi_square": (),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_thousand_random_cases_are_the_textbook_form(name):
+    """Sizes stay, so that one program serves; all else is drawn, the hard spots among it."""
+    rng, count, b, d = np.random.default_rng(len(name)), 1000, 6, 3
+    scale = 10 ** rng.uniform(-4, 4, size=(count, 1, 1))
+    x = rng.normal(size=(count, b, d)) * rng.choice([0.1, 1.0, 10.0], size=(count, b, 1)) * scale
+    y = rng.integers(0, 3, size=(count, b))
+    y[::10] = 0  # all labels equal
+    y[1::10] = np.arange(b)  # all different
+    x[2::10, 1] = x[2::10, 0]  # equal embeddings, of one person or of two
+    x[3::10, 1] = -x[3::10, 0]
+    x[4::10, 1] = 4 * x[4::10, 0]  # one direction
+    x[5::10, 0] = 0
+    x[6::10] = x[6::10, :1]  # collapsed
+    margin = rng.uniform(0.01, 1.5, size=count)
+    normalized = name not in ("contrastive", "triplet, not normalized")
+    if not normalized:
+        margin *= scale.ravel() ** (1 if name == "contrastive" else 2)
+    weight, bias = rng.uniform(-3, 3, size=(count, d)), rng.uniform(-3, 3, size=count)
+    single = [np.float32(a) for a in (x, weight, bias, margin)]
+    x, weight, bias, margin = (a.astype(np.float64) for a in single)
+
+    @jax.jit
+    @jax.vmap
+    def ours(x, weight, bias, margin, y):
+        def total(x, learned):
+            losses = CASES[name][0](x, y, learned, margin, None)
+            return losses.sum(), losses
+
+        return jax.grad(total, (0, 1), has_aux=True)(x, {"weight": weight, "bias": bias})
+
+    results = ours(*single, y)
+    for leaf in jax.tree.leaves(results):
+        assert np.isfinite(leaf).all()
+    losses = np.asarray(results[1], np.float64)
+    compared = 0
+    for i in range(count):
+        if normalized and not np.linalg.norm(x[i], axis=1).all():
+            continue  # a norm of 0 has no direction
+        points = pair_oracles.unit(x[i]) if normalized else x[i]
+        distances = np.array(pair_oracles.square_distances(points))
+        # A difference of points is right to a few 2⁻²⁴ of their size, 1 if they are normalized and
+        # that of the difference if they are not; and so is what is made of distances.
+        sizes = np.maximum(distances.max(axis=1), 1.0) if normalized else distances.max(axis=1)
+        if "triplet" in name:
+            same = y[i][:, None] == y[i]
+            gaps = distances[:, None] - distances[..., None]  # [anchor, positive, negative]
+            gaps = gaps[(same & ~np.eye(b, dtype=bool))[..., None] & ~same[:, None]]
+            if any((np.abs(gaps - k * margin[i]) < 1e-5 * sizes.max()).any() for k in BOUNDS[name]):
+                continue  # so close to a tie that rounding chooses
+        compared += 1
+        wanted = CASES[name][1](x[i], weight[i], bias[i], margin[i], y[i])
+        # b examples share the mean, so one may have b times its rounding.
+        slack = 1e-5 * wanted + 1e-6 * b * (sizes + margin[i] ** (1 if "triplet" in name else 2))
+        assert (np.abs(losses[i] - wanted) <= slack).all(), i
+    assert compared > 0.6 * count
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

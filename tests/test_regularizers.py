@@ -118,6 +118,66 @@ def test_every_layout_is_the_textbook_form(layout, name, mesh8):
     np.testing.assert_array_equal(grad[C:], 0)
 
 
+RANDOM = {  # ours, a hyper-parameter and its range, textbook of prototypes and it
+    "exclusive": (exclusive, {}, oracles.exclusive),
+    "uniform": (
+        uniform,
+        {"offset": (0.0, 2.0)},
+        lambda w, offset: mean_over_others(lambda c: 1 / (np.sqrt(2 - 2 * c) + offset), w),
+    ),
+    "hyperspherical_energy": (
+        hyperspherical_energy,
+        {"power": (0.5, 3.0)},
+        lambda w, power: mean_over_others(lambda c: 1 / np.arccos(np.clip(c, -1, 1)) ** power, w),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_thousand_random_cases_are_the_textbook_form(name):
+    """Sizes stay, so that one program serves; all else is drawn, the hard spots among it."""
+    (ours, ranges, oracle), count, c, d = RANDOM[name], 1000, 7, 3
+    rng = np.random.default_rng(len(name))
+    w = rng.normal(size=(count, c, d)) * 10 ** rng.uniform(-4, 4, size=(count, c, 1))
+    w[1::10, 1] = w[1::10, 0]  # duplicate prototypes
+    w[2::10, 1] = -3 * w[2::10, 0]  # opposite ones
+    w[3::10, 2] = 0
+    w[4::10] = w[4::10, :1] * rng.choice([-1, 1], size=(100, c, 1))  # one line holds all
+    hyper = {key: np.float32(rng.uniform(*ends, size=count)) for key, ends in ranges.items()}
+    single = np.float32(w)
+    w = single.astype(np.float64)
+
+    @jax.jit
+    @jax.vmap
+    def run(w, hyper):
+        def total(w):
+            values = ours(all_classes(w, c), **hyper)
+            return values.sum(), values
+
+        return jax.grad(total, has_aux=True)(w)
+
+    grads, values = run(single, hyper)
+    assert np.isfinite(values).all()
+    assert np.isfinite(grads).all()
+    values, compared = np.asarray(values), 0
+    for i in range(count):
+        if not np.linalg.norm(w[i], axis=1).all():
+            continue  # a norm of 0 has no direction
+        nearest = np.arccos(np.clip(oracles.exclusive(w[i]), -1, 1))
+        # A cosine is off by 2⁻²² = ε. θ^−power is off by power·ε/(θ sin θ) of itself and the
+        # inverse distance by ε/θ²: 7e-5 at 0.1 rad. Classes that have one closer are left out, also
+        # since below 0.0045 rad we hold the potential. θ = π is off by √(2ε) = 7e-4, which counts
+        # most where all others are there.
+        apart = nearest > (-1 if ours is exclusive else 0.1)
+        rtol, atol = (0, 5e-7) if ours is exclusive else (1e-3 if i % 10 == 4 else 2e-4, 0)
+        compared += apart.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wanted = oracle(w[i], **{key: float(drawn[i]) for key, drawn in hyper.items()})
+        slack = rtol * np.abs(wanted) + atol
+        assert (np.abs(values[i] - wanted) <= slack)[apart].all(), i
+    assert compared > 0.7 * count * c
+
+
 @pytest.mark.parametrize("name", ["uniform", "energy"])
 def test_bfloat16_is_summed_in_float32(name, mesh8):
     w, weights = prototypes()
