@@ -69,6 +69,7 @@ def base(arg: str | None) -> ConfigDict:
             "name": "",
             "workers": 0,
             "images_per_identity": 0,  # K > 0: batches of batch_size / K identities, K images each
+            "cleaned": "",  # a list by marginface.clean: its images under its labels only
             "kw": {},
         }
     )

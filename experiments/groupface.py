@@ -34,7 +34,9 @@ def get_config(arg=None):
             "logit_norm": False,
         }
     )
-    config.joint.grouping = ConfigDict({"weight": 0.1, "momentum": 0.9, "self_distributed": True})
+    config.joint.grouping = ConfigDict(
+        {"weight": 0.1, "momentum": 0.9 if full else 0.5, "self_distributed": True}
+    )
     config.evaluate.score = "group_aware"
     return config
 

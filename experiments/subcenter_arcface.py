@@ -3,7 +3,8 @@
     target: s cos(θ_y + m),   others: s cos θ_j,   θ_j = min_k angle(x, W_jk)
 
 Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces, 2020,
-equations 2 and 3.
+equations 2 and 3. After training, `python -m marginface.clean RUN` writes which images lie far from
+their class's dominant sub-center; arcface.py with --config.data.cleaned=RUN/cleaned.csv goes on.
 
     python -m marginface.main --config experiments/subcenter_arcface.py
 

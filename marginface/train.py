@@ -21,7 +21,7 @@ from marginface import config as configs
 from marginface import data, groups, metrics, models, objective, pair_losses, sharding, step
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.config import Config
-from marginface.data import Faces, Pairs, pipeline
+from marginface.data import Faces, Pairs, cleaned, pipeline
 from marginface.evaluators import geometry, grouping, verification
 from marginface.report import run_folder
 
@@ -256,7 +256,10 @@ def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
     reader = configs.find_module(data, config.data.name, "load", "data.name")
     arguments = config.data.kw.to_dict()
     configs.check_arguments(reader.load, arguments, "data.kw")
-    return reader.load(**arguments)
+    faces, test_sets = reader.load(**arguments)
+    if path := config.data.get("cleaned"):  # which a config of an earlier version may lack
+        faces = cleaned.relabel(faces, path)
+    return faces, test_sets
 
 
 def make_model(config: Config) -> Any:
