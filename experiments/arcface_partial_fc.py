@@ -3,7 +3,8 @@
     the classes of the batch and others at random, anew in each step
 
 An et al., Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs
-by Partial FC, 2022, section 3.2.
+by Partial FC, 2022, section 3.2. Classes left out of a step take no gradient from it, but momentum
+and weight decay go on for them (arcface_torch halts those too).
 
     python -m marginface.main --config experiments/arcface_partial_fc.py
 
