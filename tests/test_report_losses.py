@@ -42,7 +42,8 @@ def test_the_page_s_pictures_exist_and_are_small():
     folder = ROOT / "docs"
     page = (folder / "losses.md").read_text()
     pictures = re.findall(r"!\[.+\]\((\S+)\)", page)
-    assert sorted(pictures) == sorted(f"figures/{name}.png" for name in losses.NAMES)
+    drawn = [*losses.NAMES, "separability"]
+    assert sorted(pictures) == sorted(f"figures/{name}.png" for name in drawn)
     assert sum((folder / path).stat().st_size for path in pictures) < 1.5e6
     assert set(re.findall(r"\((figures/[^)]+)\)", page)) == set(pictures)
     assert "python -m marginface.report losses --seed 0" in page
