@@ -7,11 +7,12 @@ z_i is s·ψ(cos θ_iy) with the loss's own margin. All walk over the classes wi
 each is dense, chunked, sharded, sampled and padded alike; with `axis_name`, call them inside
 jax.shard_map with embeddings and labels replicated and the classes sharded.
 
-Common arguments: embeddings x [b, d] of any norm, labels y [b], the classes held here with rows
-[c, d], the scale s, chunk_size (classes at a time, None for all at once) and axis_name. Every
-number may be a traced value. All return `ClassLoss`: per example, never a mean, NaN where nobody
-holds the label. A loss with running state takes it as `running` and returns its next value; how it
-starts says NAME_start. Parameters of its own come as `learned`; how they start says NAME_learned.
+Common arguments, not told again below: embeddings x [b, d] of any norm, labels y [b], the classes
+held here with rows [c, d], the scale s, chunk_size (classes at a time, None for all at once) and
+axis_name (the mesh axis over which the classes are sharded, if any). Every number may be a traced
+value. All return `ClassLoss`: per example, never a mean, NaN where nobody holds the label. A loss
+with running state takes it as `running` and returns its next value; how it starts says NAME_start.
+Parameters of its own come as `learned`; how they start says NAME_learned.
 """
 
 import functools
@@ -144,12 +145,7 @@ def large_margin_softmax(
     """L-Softmax: target ‖W_y‖‖x‖ψ(θ_y), others ‖W_j‖‖x‖cos θ_j.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         margin: ψ; multiplicative_angular with m = 4 in the paper, annealed as A-Softmax is.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example; target and hardest are products W·x.
@@ -189,12 +185,8 @@ def adaptive_margin_softmax(
     the margins fall to 0.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
         classes: the classes held here, rows `MarginRows`.
         scale: s; 32.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
@@ -233,12 +225,7 @@ def adacos(
     θ_med is the median of the targets' angles over the batch. No gradient enters s_t.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         running: {"scale": s_{t−1}}.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example, and {"scale": s_t}.
@@ -285,15 +272,10 @@ def curricularface(
     t is updated before it is used, over the whole batch, without gradient.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         m: margin on the angle, radians; 0.5 in the paper.
         scale: s; 64 in the paper.
         running: {"t": t}.
         rate: α of the moving average.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example, and the next {"t": t}.
@@ -345,15 +327,10 @@ def mv_softmax(
         adaptive: t cos θ_j + t − 1        fixed: cos θ_j + t − 1
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         margin: ψ of the target; additive_cosine (MV-AM, m 0.35) or additive_angular (MV-Arc, 0.5).
         t: 1.12 in the paper's experiments; 1 changes nothing. The paper's t is this one less 1.
         scale: s; 32 in the paper.
         adaptive: whether hard negatives rise with their cosine.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
@@ -402,16 +379,11 @@ def magface(
     together let good images grow. Norms are in the units of the embedding.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         scale: s; 64.
         lower_m: l_m, radians.
         upper_m: u_m, radians.
         lower: l_a.
         upper: u_a.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
@@ -454,16 +426,11 @@ def adaface(
     [0.001, 100]; they are updated before they are used. No gradient enters ẑ.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         m: margin; 0.4 in the paper.
         scale: s; 64.
         running: {"mean": μ, "deviation": σ}.
         concentration: h.
         rate: of the moving averages.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example, and the next running state.
@@ -515,17 +482,12 @@ def elasticface(
     furthest from its prototype (paper, section 3.3).
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         m: mean of the margins; 0.5 (arc, radians) or 0.35 (cos) in the paper.
         scale: s; 64.
         key: for the draw.
         deviation: σ.
         target: "arc", cos(θ_y + m_i), or "cos", cos θ_y − m_i.
         plus: sort the draws.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
@@ -576,13 +538,8 @@ def circle(
     The weights [·]₊ carry no gradient, as in the authors' code.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         m: relaxation margin; 0.25 in the paper.
         scale: γ; 256 in the paper.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
@@ -628,16 +585,11 @@ def sphereface2(
           + ((1 − α)/r) Σ_{j≠y} log(1 + exp(r(g(cos θ_j) + m) + b)),   g(z) = 2((z + 1)/2)^t − 1
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         m: margin on either side; 0.4.
         scale: r; 40.
         learned: {"bias": b}.
         balance: α, the weight of the true class; 0.7.
         power: t; 3.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
@@ -707,15 +659,10 @@ def uniface(
     b/s is the threshold on the cosine that the trained network is to be used with.
 
     Args:
-        embeddings: x.
-        labels: y, class numbers.
-        classes: the classes held here.
         m: margin on the cosine; 0.4 in the authors' code.
         scale: s; 64.
         learned: {"bias": b}.
         balance: l, the weight of the negatives.
-        chunk_size: classes visited at a time; None for all at once.
-        axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
         One loss per example.
