@@ -69,16 +69,16 @@ def row(name: str, variant: str, runs: dict[int, dict[str, Any]]) -> dict[str, A
             "seeds": NOT_RUN,
         }
 
-    def values(ending: str) -> list[float]:
+    def values(ending: str, untrained: bool = False) -> list[float]:
         return [
             value
             for summary in runs.values()
             for key, value in summary.items()
-            if key.endswith(ending) and key.startswith("untrained/") == ending.startswith("untrai")
+            if key.endswith(ending) and key.startswith("untrained/") == untrained
         ]
 
-    def mean(ending: str) -> str:
-        found = values(ending)
+    def mean(ending: str, untrained: bool = False) -> str:
+        found = values(ending, untrained)
         return f"{statistics.mean(found):.4g}" if found else ""
 
     accuracies = values("/accuracy")
@@ -92,7 +92,7 @@ def row(name: str, variant: str, runs: dict[int, dict[str, Any]]) -> dict[str, A
         "accuracy_mean": f"{statistics.mean(accuracies):.4f}",
         "accuracy_std": f"{statistics.stdev(accuracies):.4f}" if len(runs) > 1 else "",
         "accuracies": " ".join(f"{a:.4f}" for a in accuracies),
-        "untrained_mean": mean("untrained/synthetic/accuracy"),
+        "untrained_mean": mean("/accuracy", untrained=True),
         "auc_mean": mean("/auc"),
         "sep_mean": mean("prototypes/sep_mean"),
         "sep_var": mean("prototypes/sep_var"),

@@ -10,7 +10,6 @@ section 3.3. The paper leaves images out; --no_relabel does that and no more.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from marginface import config as configs
 from marginface import runtime
 
 
@@ -81,13 +81,11 @@ def run(argv: Sequence[str]) -> None:
 
 def _config(run: pathlib.Path) -> Any:
     """The config of a complete run with sub-centers."""
-    from ml_collections import ConfigDict
-
     for name in ("config.json", "summary.json"):
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}: give the folder of a run that is complete")
     try:
-        config = ConfigDict(json.loads((run / "config.json").read_text(encoding="utf-8"))).lock()
+        config = configs.from_json((run / "config.json").read_text(encoding="utf-8"))
         similarity, before = config.loss.similarity, config.data.get("cleaned")
     except (ValueError, TypeError, AttributeError):
         raise ValueError(f"{run}/config.json is no config: give the folder of a run") from None

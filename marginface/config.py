@@ -153,6 +153,20 @@ def load(config_flag: str) -> Config:
     return module.get_config(variant or None).lock()
 
 
+def from_json(text: str) -> Config:
+    """The locked config that `to_json` wrote.
+
+    Raises:
+      ValueError: not JSON, or no nested dict.
+    """
+    from ml_collections import ConfigDict  # here, so that the core imports without it
+
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("no config: a JSON object is needed")
+    return ConfigDict(values).lock()
+
+
 def from_text(config: Config, texts: Mapping[str, str]) -> dict[str, Any]:
     """Command-line texts as values of the types that the config holds under the same keys.
 

@@ -87,6 +87,20 @@ def test_every_objective_is_finite_and_the_same_on_one_device_and_eight(path):
         np.testing.assert_array_equal(weights[10:], 0)
 
 
+def test_terms_without_an_experiment_are_the_same_on_one_device_and_eight():
+    config = configs.load("experiments/arcface.py").unlock()
+    config.joint.learned_center = {"weight": 0.1}
+    config.joint.norm_penalty = {"weight": 0.1, "radius": 2.0}
+    config.regularizers.hyperspherical_energy = {"weight": 0.1, "power": 2.0, "chunk_size": 3}
+    one, eight = (objective_and_gradients(config, devices) for devices in (1, 8))
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-4)
+    jax.tree.map(close, one, eight)
+    _, (_, (grads, _)) = eight
+    centers = grads["terms"]["learned_center"]["centers"]
+    assert np.abs(centers[[0, 3, 4, 7, 9]]).max(axis=1).min() > 0
+    np.testing.assert_array_equal(np.delete(centers, [0, 3, 4, 7, 9], axis=0), 0)
+
+
 def test_annealing_is_sphereface_s():
     """λ as Caffe's training files have it: max(5, 1000 (1 + 0.12 step)^−1)."""
     config = configs.load("experiments/asoftmax.py:data=casia")
