@@ -130,15 +130,20 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
 
 
-def load(config_flag: str) -> Config:
-    """The config that an experiment file makes: "experiments/a.py" or "experiments/a.py:variant".
+def parts(config_flag: str) -> tuple[pathlib.Path, str]:
+    """ "experiments/a.py:dim=8" → (experiments/a.py, "dim=8")."""
+    name, _, variant = config_flag.partition(".py:")
+    return pathlib.Path(f"{name}.py" if variant else config_flag), variant
+
+
+def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
+    """The module of an experiment's file, and the variant: "experiments/a.py[:variant]".
 
     Raises:
       FileNotFoundError: no such file; names the nearest beside it.
-      ValueError: the file has no get_config, or no such variant.
+      ValueError: the file has no get_config.
     """
-    name, _, variant = config_flag.partition(".py:")
-    path = pathlib.Path(f"{name}.py" if variant else config_flag)
+    path, variant = parts(config_flag)
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else f"no experiments in {path.parent}"
@@ -150,6 +155,16 @@ def load(config_flag: str) -> Config:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} has no function get_config(arg)")
+    return module, variant
+
+
+def load(config_flag: str) -> Config:
+    """The locked config that an experiment's file makes: "experiments/a.py[:variant]".
+
+    Raises:
+      FileNotFoundError, ValueError: as find_experiment; or no such variant.
+    """
+    module, variant = find_experiment(config_flag)
     return module.get_config(variant or None).lock()
 
 

@@ -74,11 +74,13 @@ def run(argv: Sequence[str]) -> int:
     """Trains as `argv` (without the program's name) says; returns the exit code."""
     options, overrides = parse(argv)
     config = configs.load(options.config)
-    configs.override(config, configs.from_text(config, overrides))
+    changes = configs.from_text(config, overrides)
+    configs.override(config, changes)
     runtime.tune_cpu()
     import jax  # after tune_cpu: its backend reads the flags once
 
     from marginface import train
+    from marginface.report import run_folder
 
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for it
     logging.use_absl_handler()
@@ -87,15 +89,31 @@ def run(argv: Sequence[str]) -> int:
         jax.distributed.initialize()
     elif options.coordinator:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+    workdir = options.workdir or default_workdir(options.config, overrides)
+    file, variant = configs.parts(options.config)
+    origin = {
+        "experiment": file.stem,
+        "variant": variant,
+        "overrides": changes,
+        "command": shlex.join(["python", "-m", "marginface.main", *argv]),
+    }
+
+    def stopped(code: int, message: str) -> None:
+        if jax.process_index() == 0:
+            run_folder.record_stop(workdir, configs.to_json(config), code, message)
+
     try:
         finished = train.train(
-            config,
-            options.workdir or default_workdir(options.config, overrides),
-            command=shlex.join(["python", "-m", "marginface.main", *argv]),
-            allow_changed_data=options.allow_changed_data,
+            config, workdir, origin=origin, allow_changed_data=options.allow_changed_data
         )
     except train.DivergedError as error:
+        stopped(DIVERGED, str(error))
         _leave(str(error), DIVERGED)
+    except (ValueError, OSError) as error:
+        stopped(INPUT_ERROR, str(error))
+        raise
+    if not finished:
+        stopped(RUN_AGAIN, "stopped by SIGTERM after saving: the same command continues")
     return DONE if finished else RUN_AGAIN
 
 

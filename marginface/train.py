@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ def train(
     config: Config,
     workdir: pathlib.Path,
     *,
-    command: str | None = None,
+    origin: Mapping[str, Any] | None = None,
     allow_changed_data: bool = False,
 ) -> bool:
     """Trains as `config` says in the folder `workdir`; continues what is there.
@@ -45,7 +46,7 @@ def train(
     Args:
       config: as the files in experiments/ make it.
       workdir: the run folder.
-      command: what the user typed, for the report.
+      origin: what the user typed, for the report: see run_folder.claim.
       allow_changed_data: continue though the data set is not the one the run began with.
 
     Returns:
@@ -126,7 +127,7 @@ def train(
 
     # --- run folder, restore -----------------------------------------------------------------
     if first_process:
-        run_folder.claim(workdir, configs.to_json(config))
+        run_folder.claim(workdir, configs.to_json(config), origin)
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         best_metric=f"{next(iter(test_sets))}/accuracy" if test_sets else None,
@@ -244,7 +245,7 @@ def train(
             evaluators=verifications,
             mesh=mesh,
             seconds=seconds_before + time.monotonic() - started,
-            command=command,
+            command=(origin or {}).get("command"),
             separability=geometries[0].separability if geometries else None,
             groupings=groupings,
         )

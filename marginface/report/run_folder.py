@@ -63,8 +63,13 @@ _MEANINGS = {
 }
 
 
-def claim(workdir: pathlib.Path, config_json: str) -> None:
-    """Makes the folder and its config.json, or sees that the one there is the same.
+def claim(workdir: pathlib.Path, config_json: str, origin: Mapping[str, Any] | None = None) -> None:
+    """Makes the folder with its config.json and origin.json, or sees that its config is the same.
+
+    Args:
+        workdir: the run folder.
+        config_json: the run's config.
+        origin: what was typed: {"experiment", "variant", "overrides", "command"}.
 
     Raises:
         ValueError: the folder is a file or holds another config; names the keys that differ.
@@ -75,23 +80,47 @@ def claim(workdir: pathlib.Path, config_json: str) -> None:
         raise ValueError(f"{workdir} is or lies in a file: choose another --workdir") from None
     path = workdir / "config.json"
     if not path.exists():
+        if origin is not None:
+            text = json.dumps(dict(origin), indent=2, default=list) + "\n"
+            metrics.write_atomically(workdir / "origin.json", text)
         metrics.write_atomically(path, config_json)
         return
     try:
-        old = dotted(json.loads(path.read_text(encoding="utf-8")))
+        differing = _differing(path, config_json)
     except json.JSONDecodeError:
         raise ValueError(f"{path} is not JSON: choose another --workdir") from None
-    new = dotted(json.loads(config_json))
-    differing = [k for k in sorted(old | new) if old.get(k, ...) != new.get(k, ...)]
-    differing = [k for k in differing if not k.startswith(_MAY_CHANGE)]
     if differing:
-        shown = ", ".join(
-            f"{k} was {old.get(k, 'absent')}, is {new.get(k, 'absent')}" for k in differing[:3]
-        )
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"{workdir} holds a run with another config ({shown}{more}): choose another --workdir"
+            f"{workdir} holds a run with another config ({', '.join(differing[:3])}{more}): "
+            "choose another --workdir"
         )
+    (workdir / "stopped.json").unlink(missing_ok=True)
+
+
+def record_stop(workdir: pathlib.Path, config_json: str, code: int, message: str) -> None:
+    """Leaves {"code", "message"} in stopped.json: why the run is not complete; claim removes it.
+
+    Does nothing where the folder is not this config's: another run's is not to be touched.
+    """
+    try:
+        if _differing(workdir / "config.json", config_json):
+            return
+        text = json.dumps({"code": code, "message": message}) + "\n"
+        metrics.write_atomically(workdir / "stopped.json", text)
+    except (OSError, ValueError):  # no folder yet, or a full disk: the command's own line says so
+        return
+
+
+def _differing(path: pathlib.Path, config_json: str) -> list[str]:
+    """ "loss.scale was 24.0, is 32.0" for each key that a continued run must not change."""
+    old = dotted(json.loads(path.read_text(encoding="utf-8")))
+    new = dotted(json.loads(config_json))
+    return [
+        f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
+        for key in sorted(old | new)
+        if old.get(key, ...) != new.get(key, ...) and not key.startswith(_MAY_CHANGE)
+    ]
 
 
 def report(
