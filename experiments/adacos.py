@@ -25,3 +25,8 @@ def sweep(add, arg=None):
     """The baseline first, then every point of the grid."""
     for dim in (128, 256, 512):
         add({"model.embedding_dim": dim})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)

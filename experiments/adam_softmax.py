@@ -31,3 +31,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for weight in (0.0, 15.0, 35.0, 70.0):
             add({"model.embedding_dim": dim, "joint.mean_margin.weight": weight})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.log_uniform("joint.mean_margin.weight", 1.0, 150.0)

@@ -32,3 +32,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for m in (0.0, 0.3, 0.4, 0.5):
             add({"model.embedding_dim": dim, "loss.margin_kw.m": m})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.margin_kw.m", 0.05, 0.6)

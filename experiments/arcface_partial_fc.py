@@ -27,3 +27,8 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for rate in (1.0, 0.5, 0.2, 0.1):
             add({"model.embedding_dim": dim, "loss.sample_rate": rate})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    arcface.search(space, arg)

@@ -36,3 +36,9 @@ def sweep(add, arg=None):
                         "regularizers.exclusive.weight": lam,
                     }
                 )
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    asoftmax.search(space, arg)
+    space.log_uniform("regularizers.exclusive.weight", 0.01, 30.0)

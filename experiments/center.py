@@ -28,3 +28,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for weight in (0.0, 0.001, 0.003, 0.01):
             add({"model.embedding_dim": dim, "joint.center.weight": weight})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    softmax.search(space, arg)
+    space.log_uniform("joint.center.weight", 0.0001, 0.1)
+    space.uniform("joint.center.rate", 0.1, 1.0)

@@ -27,3 +27,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for scale in (48.0, 64.0, 128.0, 256.0):
             add({"model.embedding_dim": dim, "loss.scale": scale})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 16.0, 512.0)
+    space.uniform("loss.kw.m", 0.1, 0.5)

@@ -41,3 +41,12 @@ def sweep(add, arg=None):
                     "loss.margin_kw.m3": m3,
                 }
             )
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.margin_kw.m1", 0.9, 1.2)
+    space.uniform("loss.margin_kw.m2", 0.0, 0.5)
+    space.uniform("loss.margin_kw.m3", 0.0, 0.35)

@@ -70,6 +70,7 @@ def base(arg: str | None) -> ConfigDict:
             "workers": 0,
             "images_per_identity": 0,  # K > 0: batches of batch_size / K identities, K images each
             "cleaned": "",  # a list by marginface.clean: its images under its labels only
+            "held_out": 0,  # N > 0: validate on N people left out of training, in place of the test
             "kw": {},
         }
     )
@@ -117,6 +118,8 @@ def base(arg: str | None) -> ConfigDict:
     )
     config.evaluate = ConfigDict({"every": 0, "batch_size": 128, "score": "cosine"})
     config.wandb = ConfigDict({"use": False, "project": "marginface", "mode": "offline"})
+    config.wandb.update(group="", tags=())  # group: the sweep's folder unless given
+    config.tensorboard = False
 
     presets[variant["data"]](config, variant["root"])
     if variant["model"]:
@@ -259,6 +262,13 @@ def pairs_only(arg: str | None) -> ConfigDict:
     )
     config.data.images_per_identity = 4
     return config
+
+
+def search(space: Any, arg: str | None) -> None:
+    """The ranges that all losses share: those of the optimizer, SGD's or AdamW's."""
+    rate, decay = ((0.01, 0.5), (1e-5, 5e-3)) if full_size(arg) else ((2e-4, 2e-2), (5e-3, 1.0))
+    space.log_uniform("optimizer.learning_rate", *rate)
+    space.log_uniform("optimizer.weight_decay", *decay)
 
 
 def anneal(config: ConfigDict, arg: str | None) -> None:

@@ -28,3 +28,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for m in (0.6, 0.8, 1.0, 1.2):
             add({"model.embedding_dim": dim, "pairs.contrastive.margin": m})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.uniform("pairs.contrastive.margin", 0.4, 1.6)

@@ -42,3 +42,11 @@ def sweep(add, arg=None):
                         "loss.kw.deviation": deviation,
                     }
                 )
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.kw.m", 0.05, 0.6)
+    space.log_uniform("loss.kw.deviation", 0.005, 0.2)

@@ -28,3 +28,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for focal in (0.0, 1.0, 2.0):
             add({"model.embedding_dim": dim, "loss.kw.focal": focal})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    arcface.search(space, arg)
+    space.uniform("loss.kw.focal", 0.0, 4.0)

@@ -46,3 +46,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for groups in (1, 8, 32):
             add({"model.embedding_dim": dim, "model.kw.num_groups": groups})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    arcface.search(space, arg)
+    space.log_uniform("joint.grouping.weight", 0.01, 1.0)

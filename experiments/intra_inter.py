@@ -36,3 +36,10 @@ def sweep(add, arg=None):
                         "joint.inter.weight": inter,
                     }
                 )
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    normface.search(space, arg)
+    space.log_uniform("joint.intra.weight", 0.05, 20.0)
+    space.log_uniform("joint.inter.weight", 0.05, 20.0)

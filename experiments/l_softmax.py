@@ -31,3 +31,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for m in (1.0, 2.0, 3.0, 4.0):
             add({"model.embedding_dim": dim, "loss.margin_kw.m": m})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.choice("loss.margin_kw.m", (2.0, 3.0, 4.0))
+    space.log_uniform("loss.anneal.least", 2.0, 20.0)

@@ -25,3 +25,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for smoothing in (0.0, 0.05, 0.1, 0.2):
             add({"model.embedding_dim": dim, "loss.kw.smoothing": smoothing})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.kw.smoothing", 0.0, 0.3)

@@ -38,3 +38,13 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for weight in (0.0, 5.0, 20.0, 35.0):
             add({"model.embedding_dim": dim, "joint.magnitude.weight": weight})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    full = common.full_size(arg)  # the lower margin stays below the upper one
+    space.uniform("loss.kw.lower_m", *((0.2, 0.5) if full else (0.05, 0.3)))
+    space.uniform("loss.kw.upper_m", *((0.5, 1.0) if full else (0.3, 0.6)))
+    space.log_uniform("joint.magnitude.weight", 0.5, 100.0)

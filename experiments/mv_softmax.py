@@ -31,3 +31,11 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for t in (1.0, 1.1, 1.12, 1.2):
             add({"model.embedding_dim": dim, "loss.kw.t": t})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.margin_kw.m", 0.05, 0.5)
+    space.uniform("loss.kw.t", 1.0, 1.3)

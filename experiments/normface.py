@@ -26,3 +26,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for scale in (16.0, 32.0, 64.0):
             add({"model.embedding_dim": dim, "loss.scale": scale})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)

@@ -27,3 +27,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for weight in (0.0, 0.001, 0.01, 0.1):
             add({"model.embedding_dim": dim, "joint.ring.weight": weight})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    softmax.search(space, arg)
+    space.log_uniform("joint.ring.weight", 0.0001, 1.0)

@@ -30,3 +30,8 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for features in ("difference", "chi_square"):
             add({"model.embedding_dim": dim, "pairs.siamese.features": features})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)

@@ -29,3 +29,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for lam in (0.0, 0.1, 1.0, 10.0):
             add({"model.embedding_dim": dim, "regularizers.exclusive.weight": lam})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    softmax.search(space, arg)
+    space.log_uniform("regularizers.exclusive.weight", 0.01, 30.0)

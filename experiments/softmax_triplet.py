@@ -31,3 +31,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for weight in (0.0, 1.0, 10.0):
             add({"model.embedding_dim": dim, "pairs.triplet.weight": weight})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    normface.search(space, arg)
+    space.log_uniform("pairs.triplet.weight", 0.05, 20.0)
+    space.uniform("pairs.triplet.margin", 0.05, 0.6)

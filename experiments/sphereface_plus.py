@@ -30,3 +30,9 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for weight in (0.0, 0.1, 1.0, 10.0):
             add({"model.embedding_dim": dim, "joint.energy.weight": weight})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    asoftmax.search(space, arg)
+    space.log_uniform("joint.energy.weight", 0.01, 30.0)

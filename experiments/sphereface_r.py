@@ -32,3 +32,10 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for m in (1.0, 1.35, 1.5, 1.7):
             add({"model.embedding_dim": dim, "loss.margin_kw.m1": m})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.margin_kw.m1", 1.0, 1.8)

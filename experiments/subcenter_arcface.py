@@ -28,3 +28,8 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for subcenters in (1, 2, 3, 5):
             add({"model.embedding_dim": dim, "loss.subcenters": subcenters})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    arcface.search(space, arg)

@@ -43,3 +43,9 @@ def sweep(add, arg=None):
                         "pairs.triplet.margin": m,
                     }
                 )
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.uniform("pairs.triplet.margin", 0.05, 0.6)

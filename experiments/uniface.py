@@ -26,3 +26,11 @@ def sweep(add, arg=None):
     for dim in (128, 256, 512):
         for m in (0.0, 0.2, 0.4):
             add({"model.embedding_dim": dim, "loss.kw.m": m})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    common.search(space, arg)
+    space.log_uniform("loss.scale", 8.0, 128.0)
+    space.uniform("loss.kw.m", 0.0, 0.6)
+    space.log_uniform("loss.kw.balance", 0.1, 10.0)

@@ -6,11 +6,13 @@ A unit is always the plain command a user would type, in a run folder of its own
     ROOT/<experiment>[-<variant>]/<unit>/               a run folder
 """
 
+import hashlib
 import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from marginface import config as configs
@@ -42,6 +44,16 @@ class Unit(NamedTuple):
         words = [python, "-m", "marginface.main", "--config", self.experiment, *changes]
         return [*words, "--workdir", str(self.folder)]
 
+    def origin(self) -> dict[str, Any]:
+        """What the plain command leaves as origin.json."""
+        path, variant = configs.parts(self.experiment)
+        return {
+            "experiment": path.stem,
+            "variant": variant,
+            "overrides": self.overrides,
+            "command": shlex.join(self.command()),
+        }
+
 
 class State(NamedTuple):
     """How far a run folder is.
@@ -64,6 +76,7 @@ def expand(
     seeds: int = 1,
     grid: bool = True,
     filters: Sequence[str] = (),
+    changes: Mapping[str, str] | None = None,
 ) -> list[Unit]:
     """All units of an experiment's sweep(add), every key checked, seed by seed.
 
@@ -74,6 +87,7 @@ def expand(
         grid: False for the experiment as its file has it, without its sweep.
         filters: "KEY=VALUE[,VALUE...]": only units whose KEY (the end of a dotted key is enough)
             has one of these values.
+        changes: dotted key → text, as on the command line, for every unit.
 
     Raises:
         ValueError: a key that the config does not have (names the nearest), a value of another
@@ -87,29 +101,38 @@ def expand(
         module.sweep(points.append, variant or None)
     keys = list(dict.fromkeys(key for point in points for key in point))
     short = _short(keys)
-    folder = root / folder_name(experiment)
+    common = configs.from_text(configs.load(experiment), changes or {})
+    if clash := sorted(common.keys() & set(keys)):
+        raise ValueError(f"--config.{clash[0]}: the sweep of {experiment} varies it; use --filter")
+    folder = root / folder_name(experiment, common)
     units: dict[str, Unit] = {}
     for seed, point in itertools.product(range(seeds), points):
-        overrides = dict(point)
-        if "seed" in point and seed:
+        own = dict(point)
+        if "seed" in common | point and seed:
             continue
-        overrides.setdefault("seed", seed)
+        if "seed" not in common:
+            own.setdefault("seed", seed)
+        overrides = common | own
         config = configs.load(experiment)
         try:
             configs.override(config, overrides)
         except ValueError as error:
             raise ValueError(f"{experiment}, sweep: {error}") from None
-        name = ",".join(f"{short.get(k, k)}={_text(v)}" for k, v in overrides.items())
+        shown = own or {"seed": config.seed}
+        name = ",".join(f"{short.get(k, k)}={_text(v)}" for k, v in shown.items())
         if name in units:
             raise ValueError(f"{experiment}, sweep: {name} stands there twice")
         units[name] = Unit(name, experiment, overrides, config, folder / name)
     return _filtered(list(units.values()), filters)
 
 
-def folder_name(experiment: str) -> str:
-    """<experiment>[-<variant>], fit for a file system."""
+def folder_name(experiment: str, changes: Mapping[str, Any] | None = None) -> str:
+    """<experiment>[-<variant>][-<digest of the changes>], fit for a file system."""
     path, variant = configs.parts(experiment)
-    return re.sub(r"[^\w.=,+-]+", "-", f"{path.stem}-{variant}" if variant else path.stem)
+    words = [path.stem, *([variant] if variant else [])]
+    if changes:
+        words.append(hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6])
+    return re.sub(r"[^\w.=,+-]+", "-", "-".join(words))
 
 
 def record(units: Iterable[Unit]) -> None:

@@ -1,4 +1,4 @@
-"""Where figures go while a run lasts: metrics.jsonl, the terminal, and wandb when asked for."""
+"""Where figures go while a run lasts: metrics.jsonl, the terminal, and trackers when asked for."""
 
 import json
 import math
@@ -6,11 +6,14 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
-from absl import logging
+
+from marginface.trackers import Trackers
 
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
@@ -25,7 +28,7 @@ class Writer:
         and so is a broken last line.
       total_steps: for the progress bar.
       active: False in every process but the first: then nothing is written or shown.
-      wandb_run: a wandb run or None.
+      trackers: where the figures go besides; closed with the writer.
     """
 
     def __init__(
@@ -35,9 +38,9 @@ class Writer:
         resume_step: int,
         total_steps: int,
         active: bool = True,
-        wandb_run: Any = None,
+        trackers: Trackers | None = None,
     ) -> None:
-        self._active, self._wandb = active, wandb_run
+        self._active, self._trackers = active, trackers or Trackers()
         if not active:
             return
         self._path = workdir / "metrics.jsonl"
@@ -58,8 +61,7 @@ class Writer:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+        self._trackers.write(step, values)
         shown = {k: v for k, v in values.items() if not k.startswith("time/")}
         text = "  ".join(f"{k.split('/', 1)[-1]} {v:.4g}" for k, v in shown.items())
         if self._bar.disable:
@@ -80,15 +82,53 @@ class Writer:
         if self._active:
             self._file.flush()
             os.fsync(self._file.fileno())
+            self._trackers.flush()
 
     def close(self) -> None:
-        """Ends the bar, the file and the wandb run."""
+        """Ends the bar, the file and the trackers."""
         if self._active:
             self._bar.close()
             self._file.close()
-            if self._wandb is not None:
-                self._wandb.finish()
+            self._trackers.close()
             self._active = False
+
+
+class Window:
+    """The figures of the steps since the last logged line.
+
+    Args:
+      batch_size: images a step.
+      values: what a checkpoint kept of an unfinished window.
+      unreadable: images skipped so far in the whole run.
+    """
+
+    def __init__(
+        self, batch_size: int, values: Sequence[dict[str, float]] = (), unreadable: int = 0
+    ) -> None:
+        self.values, self.unreadable = list(values), unreadable
+        self._batch_size = batch_size
+        self.restart_clock()
+
+    def add(self, values: dict[str, float]) -> None:
+        """A step's figures; "data/unreadable" adds up over the run."""
+        values = dict(values)
+        self.unreadable += int(values.pop("data/unreadable", 0))
+        self.values.append(values)
+
+    def line(self) -> dict[str, float]:
+        """The mean of each figure, images per second; a new window begins."""
+        line = {k: float(np.mean([v[k] for v in self.values])) for k in self.values[-1]}
+        if self.unreadable:
+            line["data/unreadable"] = float(self.unreadable)
+        elapsed = time.monotonic() - self._since
+        line["time/examples_per_s"] = len(self.values) * self._batch_size / elapsed
+        self.values = []
+        self.restart_clock()
+        return line
+
+    def restart_clock(self) -> None:
+        """What passed since the last line is not to count as training."""
+        self._since = time.monotonic()
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -128,28 +168,3 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 def not_finite(values: Mapping[str, float]) -> list[str]:
     """Names of the figures that are infinite or not a number."""
     return [k for k, v in values.items() if not math.isfinite(v)]
-
-
-def start_wandb(settings: Any, workdir: pathlib.Path, config: dict) -> Any:
-    """A wandb run, or None (with a warning that says what to do) where it cannot start."""
-    try:
-        import wandb
-    except ImportError:
-        logging.warning("wandb is not installed: pip install marginface[wandb]; going on without")
-        return None
-    try:
-        return wandb.init(
-            project=settings["project"],
-            name=workdir.name,
-            dir=str(workdir),
-            mode=settings["mode"],
-            config=config,
-            resume="allow",
-            id=workdir.name,
-        )
-    except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-        logging.warning(
-            "wandb: %s; set WANDB_API_KEY or --config.wandb.mode=offline; going on without",
-            str(error).splitlines()[0],
-        )
-        return None

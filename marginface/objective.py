@@ -48,8 +48,8 @@ _SIMILARITIES = ("cosine", "linear", "subcenter_cosine")
 class Objective(NamedTuple):
     """What is minimised: what it trains and remembers, and the loss itself.
 
-    init: key → (params, running). params: {"prototypes": rows, padded to divide over the mesh,
-      "terms": what terms train}; running: what terms remember, e.g. centers, moving averages.
+    init: (key, hyper) → (params, running). params: {"prototypes": rows, padded to divide over the
+      mesh, "terms": what terms train}; running: what terms remember, e.g. moving averages.
     loss: (params, running, output, labels [b], hyper, step, key) → (scalar, (running, metrics)).
       output is the network's, {"embedding": [b, d], ...}. The metrics are "loss/<term>" before its
       weight, "loss/total", and with a loss over classes "train/top1" (by the similarity without
@@ -57,7 +57,7 @@ class Objective(NamedTuple):
       and every single number that a term trains or remembers, "train/<term>_<name>".
     """
 
-    init: Callable[[Array], tuple[Any, Any]]
+    init: Callable[[Array, Hyper], tuple[Any, Any]]
     loss: Callable[..., tuple[Array, tuple[Any, Metrics]]]
 
 
@@ -89,6 +89,21 @@ def hyper(config: Config) -> Hyper:
         "optimizer": _numbers(config.optimizer),
         "schedule": _numbers(config.schedule),
     }
+
+
+def static(config: Config) -> dict[str, Any]:
+    """The config without its seed and without what `hyper` holds: runs for which this is equal
+    differ in numbers only, so one compiled step serves them all.
+    """
+
+    def words(section: Any) -> dict[str, Any]:
+        return {k: words(v) if hasattr(v, "items") else v for k, v in _rest(section).items()}
+
+    sections = ("loss", *MODULES, "optimizer", "schedule")
+    found = {k: words(v) if k in sections else v for k, v in config.to_dict().items()}
+    found["loss"]["sample_rate"] = config.loss.sample_rate  # it decides a shape
+    found["loss"]["margin_kw"] = sorted(config.loss.get("margin_kw", {}))
+    return found | {"seed": None}
 
 
 def weights(prototypes: Any) -> Float[Array, "c *k d"]:
@@ -129,16 +144,20 @@ def ramp(name: str, done: Float[Array, ""], step: Array, numbers: Hyper, anneal:
 
 
 def make(
-    config: Config, *, num_classes: int, embedding_dim: int, mesh: Mesh, total_steps: int
+    config: Config, *, num_classes: int, embedding_dim: int, mesh: Mesh | None, total_steps: int
 ) -> Objective:
     """loss + Σ weight · ramp · term, as config.loss, regularizers, joint and pairs say.
+
+    Without a mesh the loss is for callers that are inside a jax.shard_map already, whose mesh has
+    the axis sharding.AXIS with one device.
 
     Raises:
       ValueError: an unknown name, or arguments that a function does not take or lacks.
     """
     loss, axis = config.loss, sharding.AXIS
     similarity = getattr(similarities, _known(loss.similarity, _SIMILARITIES, "loss.similarity"))
-    rows = sharding.padded_rows(num_classes, mesh.size)
+    devices = mesh.size if mesh else 1
+    rows = sharding.padded_rows(num_classes, devices)
     fixed: dict[str, Any] = {
         "num_classes": num_classes,
         "rows": rows,
@@ -159,14 +178,13 @@ def make(
     if not terms and class_loss is None:
         raise ValueError("nothing to minimise: give loss.name, or a term in pairs or joint")
     everything = [*([class_loss] if class_loss else []), *terms]
-    start = hyper(config)
 
-    def init(key: Array) -> tuple[Any, Any]:
+    def init(key: Array, hyper: Hyper) -> tuple[Any, Any]:
         key, key_rows, key_margins = jax.random.split(key, 3)
         learned, running = {}, {}
         for term in everything:
             key, part = jax.random.split(key)
-            numbers = {**_numbers_of(start, term), **term.static, **fixed, "key": part}
+            numbers = {**_numbers_of(hyper, term), **term.static, **fixed, "key": part}
             if function := term.companion("learned"):
                 learned[term.name] = _call(function, numbers)
             if function := term.companion("start"):
@@ -190,7 +208,7 @@ def make(
 
     def over_classes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
         if loss.sample_rate < 1:
-            num = max(1, round(loss.sample_rate * rows / mesh.size))
+            num = max(1, round(loss.sample_rate * rows / devices))
             key = jax.random.fold_in(there_is["key"], 1)
             sample = class_softmax.sample_classes(
                 key, there_is["labels"], there_is["classes"], num, axis_name=axis
@@ -276,13 +294,14 @@ def make(
         step: Int[Array, ""],
         key: Array,
     ) -> tuple[Array, tuple[Any, Metrics]]:
-        state = sharding.specs(running)
-        walk = jax.shard_map(
-            one_shard,
-            mesh=mesh,
-            in_specs=(sharding.specs(params), state, P(), P(), P(), P(), P()),
-            out_specs=(P(), (state, P())),
-        )
+        state, walk = sharding.specs(running), one_shard
+        if mesh is not None:
+            walk = jax.shard_map(
+                one_shard,
+                mesh=mesh,
+                in_specs=(sharding.specs(params), state, P(), P(), P(), P(), P()),
+                out_specs=(P(), (state, P())),
+            )
         values, (running, metrics) = walk(params, running, dict(output), labels, hyper, step, key)
         total = jnp.zeros(())
         for term in everything:

@@ -13,16 +13,17 @@ from jax.sharding import PartitionSpec as P
 from marginface import models, optim, sharding
 from marginface.config import Config, nearest
 from marginface.objective import Hyper, Metrics, Objective
+from marginface.objective import hyper as hyper_of
 from marginface.typing import Array, Float, Int
 
 State = dict[str, Any]
 
 
 class Step(NamedTuple):
-    """The three jitted functions of a run, and the shape of its state.
+    """The three functions of a run, and the shape of its state.
 
-    init: seed → state {"params": {"network", "prototypes", "terms"}, "stats", "running", "opt",
-      "step"}; "terms" and "running" are what the objective's terms train and remember.
+    init: (seed, hyper) → state {"params": {"network", "prototypes", "terms"}, "stats", "running",
+      "opt", "step"}; "terms" and "running" are what the objective's terms train and remember.
     train: (state, images [b, h, w, 3], labels [b], hyper, seed) → (state, metrics). The old
       state's memory is reused. Where a loss or gradient is not finite the state stays as it was.
     embed: (state, images [b, h, w, 3]) → [b, n], the outputs named by `make`'s argument side by
@@ -30,7 +31,7 @@ class Step(NamedTuple):
     like: shapes and shardings of the state: what a checkpoint restores into.
     """
 
-    init: Callable[[Array], State]
+    init: Callable[[Array, Hyper], State]
     train: Callable[[State, Array, Array, Hyper, Array], tuple[State, Metrics]]
     embed: Callable[[State, Array], Array]
     like: State
@@ -46,7 +47,51 @@ def make(
     total_steps: int,
     outputs: tuple[str, ...] = ("embedding",),
 ) -> Step:
-    """Builds the functions. The network runs on batches split over the mesh; XLA adds the sums.
+    """The jitted functions. The network runs on batches split over the mesh; XLA adds the sums.
+
+    Arguments and errors are those of `functions`.
+    """
+    plain = functions(
+        config,
+        model=model,
+        objective=objective,
+        mesh=mesh,
+        image_shape=image_shape,
+        total_steps=total_steps,
+        outputs=outputs,
+    )
+    replicated = NamedSharding(mesh, P())
+    by_batch = NamedSharding(mesh, P(sharding.AXIS))
+    placed = sharding.state_shardings(mesh, plain.like)
+    like = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), plain.like, placed
+    )
+    return Step(
+        like=like,
+        init=jax.jit(plain.init, out_shardings=placed),
+        train=jax.jit(
+            plain.train,
+            in_shardings=(placed, by_batch, by_batch, replicated, replicated),
+            out_shardings=(placed, replicated),
+            donate_argnums=0,
+        ),
+        embed=jax.jit(plain.embed, in_shardings=(placed, by_batch), out_shardings=replicated),
+    )
+
+
+def functions(
+    config: Config,
+    *,
+    model: nn.Module,
+    objective: Objective,
+    mesh: Mesh | None,
+    image_shape: tuple[int, int, int],
+    total_steps: int,
+    outputs: tuple[str, ...] = ("embedding",),
+) -> Step:
+    """The same functions, not jitted: to be transformed further (many runs in one program).
+
+    Without a mesh they are for use inside a jax.shard_map, see objective.make.
 
     Batch statistics are those of the whole batch on any number of devices. With
     config.optimizer.accumulate = k, the gradient is the mean over k parts of the batch, which
@@ -68,13 +113,11 @@ def make(
     if optimizer.name not in optim.OPTIMIZERS:
         hint = nearest(optimizer.name, optim.OPTIMIZERS)
         raise ValueError(f"optimizer.name={optimizer.name!r} is unknown; {hint}")
-    replicated = NamedSharding(mesh, P())
-    by_batch = NamedSharding(mesh, P(sharding.AXIS))
 
-    def init(seed: Int[Array, ""]) -> State:
+    def init(seed: Int[Array, ""], hyper: Hyper) -> State:
         network_key, prototypes_key = jax.random.split(jax.random.key(seed))
         variables = model.init(network_key, jnp.zeros((2, *image_shape)), train=False)
-        own, running = objective.init(prototypes_key)
+        own, running = objective.init(prototypes_key, hyper)
         params = {"network": variables["params"], **own}
         # The structure of the optimizer's state does not depend on the values here.
         zeros = dict.fromkeys(optimizer, 0.0)
@@ -132,7 +175,9 @@ def make(
         def one_part(carry: tuple, part: tuple) -> tuple:
             sums, memory = carry
             images, labels, key = part
-            images = jax.lax.with_sharding_constraint(images, by_batch)
+            if mesh is not None:
+                by_batch = NamedSharding(mesh, P(sharding.AXIS))
+                images = jax.lax.with_sharding_constraint(images, by_batch)
             grads, (memory, metrics) = jax.grad(loss, has_aux=True)(
                 params, memory, images, labels, hyper, step, key
             )
@@ -190,19 +235,5 @@ def make(
 
         return 0.5 * (chosen(images) + chosen(images[:, :, ::-1]))
 
-    like = jax.eval_shape(init, jnp.zeros((), jnp.int32))
-    placed = sharding.state_shardings(mesh, like)
-    like = jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), like, placed
-    )
-    return Step(
-        like=like,
-        init=jax.jit(init, out_shardings=placed),
-        train=jax.jit(
-            train,
-            in_shardings=(placed, by_batch, by_batch, replicated, replicated),
-            out_shardings=(placed, replicated),
-            donate_argnums=0,
-        ),
-        embed=jax.jit(embed, in_shardings=(placed, by_batch), out_shardings=replicated),
-    )
+    like = jax.eval_shape(init, jnp.zeros((), jnp.int32), hyper_of(config))
+    return Step(init, train, embed, like)

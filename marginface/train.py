@@ -7,9 +7,9 @@ import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ from marginface import config as configs
 from marginface import data, groups, metrics, models, objective, pair_losses, sharding, step
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.config import Config
-from marginface.data import Faces, Pairs, cleaned, pipeline
+from marginface.data import Faces, Pairs, cleaned, held_out, pipeline
 from marginface.evaluators import geometry, grouping, verification
 from marginface.report import run_folder
+from marginface.trackers import start_trackers
 
 SCORES = ("cosine", "group_aware", "siamese")
 GROUP_OUTPUTS = ("group_feature", "group_logits")  # evaluated beside the embedding, if there
@@ -62,14 +63,174 @@ def train(
 
     # --- data ------------------------------------------------------------------------------
     faces, test_sets = load_data(config)
-    total = config.steps or max(1, round(config.epochs * len(faces.source) / config.batch_size))
-    devices = mesh.size * config.optimizer.accumulate
-    if config.batch_size % devices:
+    total = total_steps(config, faces, mesh)
+    batches = make_batches(config, faces)
+    prepare = make_prepare(faces, mesh)
+
+    # --- model, objective, step --------------------------------------------------------------
+    steps = make_steps(config, faces, mesh, total)
+    hyper, seed = objective.hyper(config), jnp.int32(config.seed)
+
+    # --- evaluators ------------------------------------------------------------------------
+    evaluators = make_evaluators(config, faces, test_sets, steps, mesh)
+
+    # --- run folder, restore -----------------------------------------------------------------
+    if first_process:
+        run_folder.claim(workdir, configs.to_json(config), origin)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        best_metric=f"{next(iter(test_sets))}/accuracy" if test_sets else None,
+    )
+    restored = checkpoints.restore(steps.like)
+    meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
+    if restored is None:
+        state = steps.init(seed, hyper)
+    else:
+        _, state, meta = restored
+        if meta["data"] != faces.fingerprint and not allow_changed_data:
+            raise ValueError(
+                f"{workdir}: the data set is not the one this run began with (fingerprint "
+                f"{faces.fingerprint[:12]}, was {meta['data'][:12]}): restore the data, choose "
+                "another --workdir, or give --allow_changed_data"
+            )
+    now = meta["step"]
+    window = metrics.Window(config.batch_size, meta["window"], meta["unreadable"])
+    batches.set_state({"step": now})
+    resume_step, tracked = now if restored else -1, None
+    if first_process:
+        tracked = start_trackers(config.to_dict(), workdir, resume_step=resume_step)
+    writer = metrics.Writer(
+        workdir,
+        resume_step=resume_step,
+        total_steps=total,
+        active=first_process,
+        trackers=tracked,
+    )
+
+    # --- loop ----------------------------------------------------------------------------------
+    pending: collections.deque = collections.deque()
+
+    def settle(keep: int) -> None:
+        """Reads the figures of all but the newest `keep` steps; logs; stops a diverged run."""
+        while len(pending) > keep:
+            at, arrays = pending.popleft()
+            values = {k: float(v) for k, v in arrays.items()}
+            if bad := metrics.not_finite(values):
+                good = max(checkpoints.steps(), default=None)
+                raise DivergedError(diverged(at, bad, workdir, good))
+            window.add(values)
+            if at % config.log_every == 0 or at == total:
+                line = window.line()
+                if line.get("train/collapsed") == 1:
+                    logging.warning(
+                        "step %d: collapse: all embeddings are one point, so the triplet loss "
+                        "equals its margin; take semi-hard triplets or a lower learning rate",
+                        at,
+                    )
+                writer.write(at, line)
+
+    def save(at: int, state: step.State, results: dict[str, float] | None) -> None:
+        settle(keep=0)
+        writer.sync()
+        meta = {
+            "step": at,
+            "window": window.values,
+            "unreadable": window.unreadable,
+            "seconds": seconds_before + time.monotonic() - started,
+            "data": faces.fingerprint,
+        }
+        checkpoints.save(at, state, meta, results)
+
+    seconds_before = meta["seconds"]
+    results = None
+    try:
+        if now == 0 and restored is None:
+            results = evaluators.run(state)
+            writer.write(0, results)
+        window.restart_clock()
+        with Preemption() as preemption:
+            while now < total:
+                images, labels, skipped = prepare(sharding.put_batch(mesh, next(batches)))
+                state, figures = steps.train(state, images, labels, hyper, seed)
+                now += 1
+                pending.append((now, figures | {"data/unreadable": skipped}))
+                settle(keep=2)
+                writer.advance(now)
+                stop, last = preemption.requested(now), now == total
+                results = None
+                if last or (config.evaluate.every and now % config.evaluate.every == 0):
+                    settle(keep=0)
+                    results = evaluators.run(state)
+                    writer.write(now, results)
+                    window.restart_clock()
+                if stop or results or now % config.checkpoint_every == 0:
+                    save(now, state, results)
+                if stop and not last:
+                    checkpoints.wait()
+                    return False
+        checkpoints.wait()
+        if results is None:  # complete already: the same command only reports again
+            results = evaluators.run(state)
+    finally:
+        batches.close()
+        writer.close()
+        checkpoints.close()
+
+    # --- report --------------------------------------------------------------------------------
+    if first_process:
+        run_folder.report(
+            workdir,
+            results=results,
+            evaluators=evaluators.verifications,
+            mesh=mesh,
+            seconds=seconds_before + time.monotonic() - started,
+            command=(origin or {}).get("command"),
+            separability=evaluators.separability,
+            groupings=evaluators.groupings,
+        )
+    return True
+
+
+def diverged(at: int, terms: list[str], workdir: pathlib.Path, good: int | None) -> str:
+    """What a run that diverged says."""
+    return (
+        f"step {at}: {', '.join(terms)} not finite; the last good checkpoint in {workdir} is that "
+        f"of step {good}; lower the learning rate or the margin"
+    )
+
+
+def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
+    """How many updates the run has.
+
+    Raises:
+      ValueError: the batch cannot be split over the devices and the parts of accumulation.
+    """
+    parts = mesh.size * config.optimizer.accumulate
+    if config.batch_size % parts:
         raise ValueError(
             f"config.batch_size={config.batch_size} is not a multiple of devices × "
-            f"optimizer.accumulate = {mesh.size} × {config.optimizer.accumulate} = {devices}"
+            f"optimizer.accumulate = {mesh.size} × {config.optimizer.accumulate} = {parts}"
         )
-    batches = pipeline.train_iterator(
+    return config.steps or max(1, round(config.epochs * len(faces.source) / config.batch_size))
+
+
+def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
+    """The training set and the test sets that config.data names; or validation in their place."""
+    reader = configs.find_module(data, config.data.name, "load", "data.name")
+    arguments = config.data.kw.to_dict()
+    configs.check_arguments(reader.load, arguments, "data.kw")
+    faces, test_sets = reader.load(**arguments)
+    if path := config.data.get("cleaned"):  # which a config of an earlier version may lack
+        faces = cleaned.relabel(faces, path)
+    if identities := config.data.get("held_out"):
+        faces, validation = held_out.hold_out(faces, identities)
+        test_sets = {validation.name: validation}  # the test is not looked at while one chooses
+    return faces, test_sets
+
+
+def make_batches(config: Config, faces: Faces) -> pipeline.TrainIterator:
+    """This process's part of the batches that the seed decides."""
+    return pipeline.train_iterator(
         faces,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -78,11 +239,22 @@ def train(
         workers=config.data.workers,
         images_per_identity=config.data.images_per_identity,
     )
-    prepare = make_prepare(faces, mesh)
-    image_shape = image_shape_of(faces)
 
-    # --- model, objective, step --------------------------------------------------------------
-    model = make_model(config)
+
+def make_steps(
+    config: Config,
+    faces: Faces,
+    mesh: jax.sharding.Mesh | None,
+    total: int,
+    make: Callable[..., step.Step] = step.make,
+) -> step.Step:
+    """The functions of a run, of network and objective that the config names.
+
+    Args:
+      config, faces, mesh: of the run.
+      total: its number of updates.
+      make: step.make, or step.functions for those not jitted (then mesh may be None).
+    """
     losses = objective.make(
         config,
         num_classes=faces.num_classes,
@@ -90,19 +262,56 @@ def train(
         mesh=mesh,
         total_steps=total,
     )
-    score_fn, num_groups = make_score(config), config.model.kw.get("num_groups", 0)
-    steps = step.make(
+    grouped = config.model.kw.get("num_groups", 0)
+    return make(
         config,
-        model=model,
+        model=make_model(config),
         objective=losses,
         mesh=mesh,
-        image_shape=image_shape,
+        image_shape=image_shape_of(faces),
         total_steps=total,
-        outputs=("embedding", *GROUP_OUTPUTS) if num_groups else ("embedding",),
+        outputs=("embedding", *GROUP_OUTPUTS) if grouped else ("embedding",),
     )
-    hyper, seed = objective.hyper(config), jnp.int32(config.seed)
 
-    # --- evaluators ------------------------------------------------------------------------
+
+def make_model(config: Config) -> Any:
+    """The network that config.model names, its arguments checked."""
+    module = configs.find_module(models, config.model.name, "Model", "model.name")
+    known = {f.name for f in dataclasses.fields(module.Model)} - {"parent", "name"}
+    for key in config.model.kw:
+        if key not in known:
+            hint = configs.nearest(key, known)
+            raise ValueError(f"model.kw.{key} is not an argument of {config.model.name}; {hint}")
+    return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
+
+
+class Evaluators(NamedTuple):
+    """All that is measured of a state."""
+
+    verifications: list[verification.Evaluator]
+    geometries: list[geometry.Evaluator]
+    groupings: list[grouping.Evaluator]
+
+    def run(self, state: step.State) -> dict[str, float]:
+        """{"lfw/accuracy": 0.97, ...} of a state."""
+        everything = (*self.verifications, *self.geometries, *self.groupings)
+        return {name: value for e in everything for name, value in e.run(state)}
+
+    @property
+    def separability(self) -> np.ndarray | None:
+        """Sep_i of every class of the last state, if classes have one prototype each."""
+        return self.geometries[0].separability if self.geometries else None
+
+
+def make_evaluators(
+    config: Config,
+    faces: Faces,
+    test_sets: dict[str, Pairs],
+    steps: step.Step,
+    mesh: jax.sharding.Mesh,
+) -> Evaluators:
+    """Verification of each test set, and what there is to say of prototypes and groups."""
+    num_groups, score_fn = config.model.kw.get("num_groups", 0), make_score(config)
     rounded = -(-config.evaluate.batch_size // mesh.size) * mesh.size
     verifications = [
         verification.Evaluator(
@@ -120,158 +329,7 @@ def train(
         for _ in range(objective.one_row_a_class(config))
     ]
     groupings = [grouping.Evaluator(v, num_groups=num_groups) for v in verifications if num_groups]
-    evaluators = [*verifications, *geometries, *groupings]
-
-    def evaluate(state: step.State) -> dict[str, float]:
-        return {name: value for e in evaluators for name, value in e.run(state)}
-
-    # --- run folder, restore -----------------------------------------------------------------
-    if first_process:
-        run_folder.claim(workdir, configs.to_json(config), origin)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        best_metric=f"{next(iter(test_sets))}/accuracy" if test_sets else None,
-    )
-    restored = checkpoints.restore(steps.like)
-    meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
-    if restored is None:
-        state = steps.init(seed)
-    else:
-        _, state, meta = restored
-        if meta["data"] != faces.fingerprint and not allow_changed_data:
-            raise ValueError(
-                f"{workdir}: the data set is not the one this run began with (fingerprint "
-                f"{faces.fingerprint[:12]}, was {meta['data'][:12]}): restore the data, choose "
-                "another --workdir, or give --allow_changed_data"
-            )
-    now, window, unreadable = meta["step"], meta["window"], meta["unreadable"]
-    batches.set_state({"step": now})
-    wandb_run = None
-    if config.wandb.use and first_process:
-        wandb_run = metrics.start_wandb(config.wandb, workdir, config.to_dict())
-    writer = metrics.Writer(
-        workdir,
-        resume_step=now if restored else -1,
-        total_steps=total,
-        active=first_process,
-        wandb_run=wandb_run,
-    )
-
-    # --- loop ----------------------------------------------------------------------------------
-    pending: collections.deque = collections.deque()
-    since = time.monotonic()
-
-    def settle(keep: int) -> None:
-        """Reads the figures of all but the newest `keep` steps; logs; stops a diverged run."""
-        nonlocal since, unreadable
-        while len(pending) > keep:
-            at, arrays = pending.popleft()
-            values = {k: float(v) for k, v in arrays.items()}
-            if bad := metrics.not_finite(values):
-                good = max(checkpoints.steps(), default=None)
-                raise DivergedError(
-                    f"step {at}: {', '.join(bad)} not finite; the last good checkpoint in "
-                    f"{workdir} is that of step {good}; lower the learning rate or the margin"
-                )
-            unreadable += int(values.pop("data/unreadable"))
-            window.append(values)
-            if at % config.log_every == 0 or at == total:
-                line = {k: float(np.mean([w[k] for w in window])) for k in values}
-                if unreadable:
-                    line["data/unreadable"] = float(unreadable)
-                if line.get("train/collapsed") == 1:
-                    logging.warning(
-                        "step %d: collapse: all embeddings are one point, so the triplet loss "
-                        "equals its margin; take semi-hard triplets or a lower learning rate",
-                        at,
-                    )
-                elapsed = time.monotonic() - since
-                line["time/examples_per_s"] = len(window) * config.batch_size / elapsed
-                writer.write(at, line)
-                window.clear()
-                since = time.monotonic()
-
-    def save(at: int, state: step.State, results: dict[str, float] | None) -> None:
-        settle(keep=0)
-        writer.sync()
-        meta = {
-            "step": at,
-            "window": window,
-            "unreadable": unreadable,
-            "seconds": seconds_before + time.monotonic() - started,
-            "data": faces.fingerprint,
-        }
-        checkpoints.save(at, state, meta, results)
-
-    seconds_before = meta["seconds"]
-    results = None
-    try:
-        if now == 0 and restored is None:
-            results = evaluate(state)
-            writer.write(0, results)
-        with Preemption() as preemption:
-            while now < total:
-                images, labels, skipped = prepare(sharding.put_batch(mesh, next(batches)))
-                state, figures = steps.train(state, images, labels, hyper, seed)
-                now += 1
-                pending.append((now, figures | {"data/unreadable": skipped}))
-                settle(keep=2)
-                writer.advance(now)
-                stop, last = preemption.requested(now), now == total
-                results = None
-                if last or (config.evaluate.every and now % config.evaluate.every == 0):
-                    settle(keep=0)
-                    results = evaluate(state)
-                    writer.write(now, results)
-                    since = time.monotonic()
-                if stop or results or now % config.checkpoint_every == 0:
-                    save(now, state, results)
-                if stop and not last:
-                    checkpoints.wait()
-                    return False
-        checkpoints.wait()
-        if results is None:  # complete already: the same command only reports again
-            results = evaluate(state)
-    finally:
-        batches.close()
-        writer.close()
-        checkpoints.close()
-
-    # --- report --------------------------------------------------------------------------------
-    if first_process:
-        run_folder.report(
-            workdir,
-            results=results,
-            evaluators=verifications,
-            mesh=mesh,
-            seconds=seconds_before + time.monotonic() - started,
-            command=(origin or {}).get("command"),
-            separability=geometries[0].separability if geometries else None,
-            groupings=groupings,
-        )
-    return True
-
-
-def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
-    """The training set and the test sets that config.data names."""
-    reader = configs.find_module(data, config.data.name, "load", "data.name")
-    arguments = config.data.kw.to_dict()
-    configs.check_arguments(reader.load, arguments, "data.kw")
-    faces, test_sets = reader.load(**arguments)
-    if path := config.data.get("cleaned"):  # which a config of an earlier version may lack
-        faces = cleaned.relabel(faces, path)
-    return faces, test_sets
-
-
-def make_model(config: Config) -> Any:
-    """The network that config.model names, its arguments checked."""
-    module = configs.find_module(models, config.model.name, "Model", "model.name")
-    known = {f.name for f in dataclasses.fields(module.Model)} - {"parent", "name"}
-    for key in config.model.kw:
-        if key not in known:
-            hint = configs.nearest(key, known)
-            raise ValueError(f"model.kw.{key} is not an argument of {config.model.name}; {hint}")
-    return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
+    return Evaluators(verifications, geometries, groupings)
 
 
 def make_score(config: Config) -> verification.Score | None:

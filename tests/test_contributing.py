@@ -53,9 +53,9 @@ def test_adding_a_margin_touches_three_places(tmp_path, monkeypatch):
     @jax.jit
     @jax.grad
     def slope(x):
-        params, running = made.init(key)
-        labels = jnp.array([0, 4])
         hyper = objective.hyper(config)
+        params, running = made.init(key, hyper)
+        labels = jnp.array([0, 4])
         return made.loss(params, running, {"embedding": x}, labels, hyper, jnp.int32(0), key)[0]
 
     assert np.abs(slope(jax.random.normal(key, (2, 3)))).min() > 0

@@ -50,7 +50,7 @@ def objective_and_gradients(config, devices):
 
     @jax.jit
     def step(key, x):
-        params, running = made.init(key)
+        params, running = made.init(key, hyper)
         groups = config.model.kw.get("num_groups", 1)
         output = {"embedding": x, "group_logits": jnp.tile(x[:, :1], groups) * jnp.arange(groups)}
 

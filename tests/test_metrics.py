@@ -79,23 +79,3 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path):
 def test_figures_that_are_not_finite_are_named():
     values = {"a": 1.0, "b": float("nan"), "c": float("inf")}
     assert metrics.not_finite(values) == ["b", "c"]
-
-
-def test_wandb_runs_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="the wandb extra is not installed")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run = metrics.start_wandb({"project": "test", "mode": "offline"}, tmp_path, {"a": 1})
-    log = writer(tmp_path, wandb_run=run)
-    log.write(1, {"loss/total": 1.0})
-    log.close()
-    assert list(tmp_path.glob("wandb/offline-run-*"))
-
-
-def test_wandb_that_cannot_log_in_says_what_to_do_and_goes_on(tmp_path, monkeypatch, caplog):
-    pytest.importorskip("wandb", reason="the wandb extra is not installed")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert metrics.start_wandb({"project": "test", "mode": "online"}, tmp_path, {}) is None
-    assert "--config.wandb.mode=offline" in caplog.text

@@ -16,7 +16,7 @@ def evaluate(config, step=0, total_steps=10):
 
     @jax.jit
     def run(key, step):
-        params, running = made.init(key)
+        params, running = made.init(key, objective.hyper(config))
         params["prototypes"] = params["prototypes"] * 100 + 0.1
         x = jax.random.normal(key, (4, 3))
         labels = jnp.arange(4)
@@ -71,7 +71,7 @@ def test_a_term_alone_needs_no_loss_over_classes():
     made = objective.make(
         config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
     )
-    params, running = made.init(jax.random.key(0))
+    params, running = made.init(jax.random.key(0), objective.hyper(config))
     assert params == {"prototypes": {}, "terms": {}}
     assert running == {}
 
@@ -83,10 +83,11 @@ def test_collapse_is_told_from_a_small_loss():
         config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
     )
     labels, key = jnp.array([0, 0, 1, 1]), jax.random.key(0)
-    loss = jax.jit(
-        lambda x: made.loss(*made.init(key), {"embedding": x}, labels, hyper, jnp.int32(0), key)
-    )
     hyper = objective.hyper(config)
+    params, running = made.init(key, hyper)
+    loss = jax.jit(
+        lambda x: made.loss(params, running, {"embedding": x}, labels, hyper, jnp.int32(0), key)
+    )
     same, apart = jnp.ones((4, 3)), jnp.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0.0]])
     for x, collapsed in ((same, 1), (apart, 0)):
         total, (_, metrics) = loss(x)

@@ -56,7 +56,7 @@ def batches(seed=0):
 
 
 def run(made, hyper, mesh, count=STEPS):
-    state, losses = made.init(jnp.int32(3)), []
+    state, losses = made.init(jnp.int32(3), hyper), []
     for _, (images, labels) in zip(range(count), batches(), strict=False):
         batch = sharding.put_batch(mesh, {"images": images, "labels": labels})
         state, metrics = made.train(state, batch["images"], batch["labels"], hyper, jnp.int32(3))

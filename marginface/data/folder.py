@@ -12,6 +12,7 @@ import numpy as np
 
 from marginface.data import Faces, Pairs, Record
 from marginface.data.archives import MAX_MEMBERS, Files, open_files, text
+from marginface.data.held_out import draw_pairs, images_of
 from marginface.data.images import MAX_PIXELS, SUFFIXES, Augment, Frame, decode
 from marginface.typing import Array, Bool, Float, Int
 
@@ -162,71 +163,17 @@ def pairs(
     An unreadable image always stops: a pair without it would be another test. The labels of the
     source are the file rows, as the pairs do not say who everybody is.
     """
-    rows, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    left, right = places.reshape(2, -1).astype(np.int64)
+    rows, first, second = images_of(first, second)
     return Pairs(
         source=Images(files, rows, rows.astype(np.int32), frame, False, max_pixels),
         decode=Centre(frame),
         to_images=to_images,
-        first=left,
-        second=right,
+        first=first,
+        second=second,
         same=same,
         fold=fold,
         protocol=protocol,
         name=name,
-    )
-
-
-def draw_pairs(
-    people: Sequence[np.ndarray], *, num_pairs: int, folds: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draws verification pairs, half same and half different, in identity-disjoint folds.
-
-    People are dealt to the folds at random. Within a fold, pairs are drawn without repetition, as
-    many of each kind as the fold has, up to num_pairs / (2·folds).
-
-    Args:
-      people: file rows [n_i] of each person.
-      num_pairs: all pairs wanted.
-      folds: disjoint groups of people.
-      seed: of the draw.
-
-    Returns:
-      first, second (file rows), same, fold, each [n], n <= num_pairs.
-
-    Raises:
-      ValueError: a fold with no same or no different pair.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for fold, members in enumerate(np.array_split(rng.permutation(len(people)), folds)):
-        rows = np.concatenate([people[i] for i in members]) if len(members) else np.zeros(0, int)
-        who = np.repeat(members, [len(people[i]) for i in members])
-        total = len(rows) * (len(rows) - 1) // 2
-        wanted = num_pairs // (2 * folds)
-        same_pairs = [
-            (a, b) for i in members for k, a in enumerate(people[i]) for b in people[i][k + 1 :]
-        ]
-        wanted = min(wanted, len(same_pairs), total - len(same_pairs))
-        if wanted < 1:
-            raise ValueError(
-                f"fold {fold} of the {len(people)} test identities has no same or no different "
-                "pair; use more test identities, with two images or more, or fewer folds"
-            )
-        different: set[tuple[int, int]] = set()
-        while len(different) < wanted:
-            i, j = rng.integers(len(rows), size=2)
-            if who[i] != who[j]:
-                different.add((min(rows[i], rows[j]), max(rows[i], rows[j])))
-        chosen = rng.choice(len(same_pairs), wanted, replace=False)
-        drawn += [(*same_pairs[k], True, fold) for k in np.sort(chosen)]
-        drawn += [(*pair, False, fold) for pair in sorted(different)]
-    first, second, same, fold = zip(*drawn, strict=True)
-    return (
-        np.array(first, np.int64),
-        np.array(second, np.int64),
-        np.array(same, bool),
-        np.array(fold, np.int64),
     )
 
 

@@ -130,7 +130,7 @@ def embed(name: str, dim: int, faces: Faces, *, steps: int = 300, seed: int = 0)
         total_steps=steps,
     )
     hyper, number = objective.hyper(config), jnp.int32(seed)
-    state = functions.init(number)
+    state = functions.init(number, hyper)
     batch = min(100, len(faces.labels))
     images, labels = jnp.asarray(faces.images), jnp.asarray(faces.labels)
     rng = np.random.default_rng(seed)
@@ -181,7 +181,7 @@ def probe(name: str, *, margin: float = 0.0, running: Any = None, **overrides: A
         config, num_classes=2, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
     )
     hyper = objective.hyper(config)
-    params, start = made.init(jax.random.key(0))
+    params, start = made.init(jax.random.key(0), hyper)
     params["terms"] = jax.tree.map(jnp.zeros_like, params["terms"])
     running = start if running is None else {config.loss.name: running}
 
@@ -240,7 +240,7 @@ def of_points(name: str, labels: tuple[int, ...], **overrides: Any) -> np.ndarra
     made = objective.make(
         config, num_classes=2, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
     )
-    params, running = made.init(jax.random.key(0))
+    params, running = made.init(jax.random.key(0), objective.hyper(config))
     third = len(labels) == 3
     half = np.radians(15.0) if third else 0.0
     x, y = np.cos(half), np.sin(half)

@@ -28,7 +28,7 @@ from marginface.report.plots import Picture
 Summary = dict[str, Any]
 
 # What may differ between a run and its continuation: where things are, not what they are.
-_MAY_CHANGE = ("data.workers", "data.kw.root", "wandb.")
+_MAY_CHANGE = ("data.workers", "data.kw.root", "wandb.", "tensorboard")
 _UNTRAINED = "untrained/"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _ORIGIN = ("commit", "config/", "device/", "version/")

@@ -1,0 +1,37 @@
+"""NormFace with RegularFace's exclusive regularisation: prototypes pushed apart.
+
+    loss = NormFace + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
+
+Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6.
+
+    python -m marginface.main --config experiments/normface_regular.py
+
+Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
+Expect: not run yet with these settings.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import normface
+
+
+def get_config(arg=None):
+    """The config of the variant `arg`, see common."""
+    config = normface.get_config(arg)
+    config.regularizers.exclusive = ConfigDict(
+        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
+    )
+    return config
+
+
+def sweep(add, arg=None):
+    """The baseline first, then every point of the grid."""
+    for dim in (128, 256, 512):
+        for lam in (0.0, 0.1, 1.0, 10.0):
+            add({"model.embedding_dim": dim, "regularizers.exclusive.weight": lam})
+
+
+def search(space, arg=None):
+    """The ranges in which it is tuned, with what all losses share."""
+    normface.search(space, arg)
+    space.log_uniform("regularizers.exclusive.weight", 0.01, 30.0)

@@ -1,0 +1,5 @@
+"""Soon."""
+
+
+def add_arguments(parser):
+    """None yet."""

@@ -1,0 +1,96 @@
+"""Units of a sweep as processes of this machine, a few at a time."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any, NamedTuple
+
+from launch.board import Board
+from launch.units import Unit
+from marginface import main
+
+
+class _Process(NamedTuple):
+    unit: Unit
+    process: subprocess.Popen
+    log: IO[str]
+    attempt: int
+
+
+def add_arguments(parser: Any) -> None:
+    """The options of this backend."""
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--retries", type=int, default=2, help="of a unit that crashed")
+
+
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
+    """Runs the units as the options say."""
+    if options.jobs < 1 or options.retries < 0:
+        raise ValueError(f"--jobs {options.jobs} --retries {options.retries}: give 1 and 0 or more")
+    run(units, jobs=options.jobs, retries=options.retries)
+
+
+def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
+    """Runs each unit's plain command; what it prints goes to log.txt in its folder.
+
+    A unit that crashed or was stopped from outside continues, at most `retries` times; one with a
+    mistake in its config or a loss that is not finite would only end the same way again. No unit
+    stops another. A second signal is not waited for.
+
+    Args:
+        units: those to run.
+        jobs: how many at a time; they share the machine's cores.
+        retries: how often a unit may be started again.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the running units have saved and stopped before.
+    """
+    waiting = [(unit, 1) for unit in units]
+    running: list[_Process] = []
+    board = Board(units)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(*waiting.pop(0)))
+                board.started(running[-1].unit)
+            ended = [p for p in running if p.process.poll() is not None]
+            for one in ended:
+                running.remove(one)
+                one.log.close()
+                again = one.process.returncode not in (main.DONE, main.INPUT_ERROR, main.DIVERGED)
+                if again and one.attempt <= retries:
+                    waiting.append((one.unit, one.attempt + 1))
+                board.ended(one.unit, again=again and one.attempt <= retries)
+            board.show()
+            if not ended:
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        for one in running:
+            one.process.send_signal(signal.SIGTERM)  # each saves and leaves with 75
+        for one in running:
+            one.process.wait()
+            one.log.close()
+        raise
+    finally:
+        board.close()
+
+
+def _start(unit: Unit, attempt: int) -> _Process:
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    log = (unit.folder / "log.txt").open("a", encoding="utf-8")
+    # Units differ in numbers, which are traced: what one has compiled serves the next.
+    cache = unit.folder.parent / ".compiled"
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache.resolve())} | dict(os.environ)
+    process = subprocess.Popen(
+        unit.command(sys.executable),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the units through us, as SIGTERM
+    )
+    return _Process(unit, process, log, attempt)

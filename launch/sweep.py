@@ -1,0 +1,149 @@
+"""python -m launch.sweep --config experiments/arcface_regular.py[:variant] --backend local
+
+Expands the experiment's sweep(add), checks every key before anything starts, and runs all units.
+The same command again skips what is done and continues what is not. Backends:
+
+    local   processes of this machine, --jobs of them at a time
+    vmap    one process: units that differ in numbers only train together in one compiled program
+    slurm   a job array
+    tpu     cloud TPUs or GPUs, through SkyPilot or plain gcloud scripts
+    k8s     Kubernetes, through xpk
+
+Exit codes: 0 all units done; 1 some failed or diverged (named at the end); 2 config or input error;
+75 stopped by Ctrl-C or SIGTERM, run the same command again.
+"""
+
+import argparse
+import importlib
+import pathlib
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from launch import units as sweeps
+from launch.units import Unit
+from marginface import config as configs
+from marginface import runtime
+
+BACKENDS = {
+    "local": "local",
+    "vmap": "together",
+    "slurm": "slurm",
+    "tpu": "cloud",
+    "k8s": "kubernetes",
+}
+HERE = ("local", "vmap")  # their units have ended when `submit` returns
+SOME_FAILED, INPUT_ERROR, RUN_AGAIN = 1, 2, 75
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command's options, and the overrides {dotted key: text} that hold for all units.
+
+    Raises:
+        ValueError: an option that does not exist or lacks its value.
+    """
+    parser = _Parser(prog="python -m launch.sweep", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="experiments")
+    add("--backend", default="local", choices=BACKENDS)
+    add("--seeds", type=int, default=1, help="each point of the grid runs with seeds 0 to N - 1")
+    add("--no_grid", action="store_true", help="each experiment as it stands, without its sweep")
+    add("--filter", nargs="+", default=[], metavar="KEY=VALUE[,VALUE]", help="only these units")
+    add("--runs", type=pathlib.Path, default=pathlib.Path("runs"), help="where the folders go")
+    add("--dry_run", action="store_true", help="print what would run or be sent, and stop")
+    for name in dict.fromkeys(BACKENDS.values()):
+        module = importlib.import_module(f"launch.{name}")
+        module.add_arguments(parser.add_argument_group(f"--backend {_backend_of(name)}"))
+    options, rest = parser.parse_known_args(argv)
+    changes = {}
+    for word in rest:
+        if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)):
+            known = ["--config.KEY=VALUE", *parser._option_string_actions]
+            raise ValueError(f"unknown argument {word!r}; {configs.nearest(word, known)}")
+        changes[match[1]] = match[2]
+    return options, changes
+
+
+def run(argv: Sequence[str]) -> int:
+    """Sweeps as `argv` says; returns the exit code."""
+    options, changes = parse(argv)
+    if options.seeds < 1:
+        raise ValueError(f"--seeds {options.seeds}: give 1 or more")
+    units = [
+        unit
+        for experiment in options.config
+        for unit in sweeps.expand(
+            experiment,
+            root=options.runs,
+            seeds=options.seeds,
+            grid=not options.no_grid,
+            filters=options.filter,
+            changes=changes,
+        )
+    ]
+    # Seed by seed, so that a sweep cut short has compared everything with the same seeds.
+    units.sort(key=lambda unit: unit.config.seed)
+    states = {unit.folder: sweeps.state(unit.folder) for unit in units}
+    todo = [u for u in units if states[u.folder].kind not in ("done", "diverged")]
+    print(f"{len(units)} units, {len(units) - len(todo)} of them ended before", flush=True)
+    backend = importlib.import_module(f"launch.{BACKENDS[options.backend]}")
+    if options.dry_run:
+        _print_rendered(todo, backend, options)
+        return 0
+    sweeps.record(units)
+    if todo:
+        backend.submit(todo, options)
+    return _conclude(units) if options.backend in HERE else 0
+
+
+def _conclude(units: Sequence[Unit]) -> int:
+    """Names what is not done."""
+    bad = 0
+    for unit in units:
+        state = sweeps.state(unit.folder)
+        if state.kind != "done":
+            bad += 1
+            why = f": {state.why}" if state.why else ""
+            print(f"{state.kind}: {unit.folder}{why}", flush=True)
+    print(f"table: python -m launch.results {units[0].folder.parents[1]}", flush=True)
+    return SOME_FAILED if bad else 0
+
+
+def _print_rendered(units: Sequence[Unit], backend, options: argparse.Namespace) -> None:
+    if hasattr(backend, "render"):
+        for name, text in backend.render(units, options).items():
+            print(f"# ---- {name}\n{text}", flush=True)
+    else:
+        for unit in units:
+            print(shlex.join(unit.command()), flush=True)
+
+
+def _backend_of(module: str) -> str:
+    return next(name for name, value in BACKENDS.items() if value == module)
+
+
+def main() -> None:
+    """The command: `run`, with one line for each error that its user can mend."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("stopped: the same command continues", file=sys.stderr, flush=True)
+        sys.exit(RUN_AGAIN)
+    except (ValueError, OSError) as error:
+        print(f"launch.sweep: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(INPUT_ERROR)
+
+
+if __name__ == "__main__":
+    runtime.restart_with_huge_pages()
+    main()

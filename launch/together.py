@@ -1,0 +1,440 @@
+"""A sweep as one program: units that differ in numbers only train together.
+
+Their states are stacked and the train step is mapped over them (jax.vmap), numbers and seeds
+included, so there is one compilation and one process for all. Units of one seed see the same
+batches in the same order, as they would alone: a comparison at common random numbers.
+
+Each unit keeps a run folder of its own with everything that the plain command leaves, checkpoints
+too: the plain command, or another backend, continues what this one began, and the other way round.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch import units as sweeps
+from launch.board import Board
+from launch.units import Unit
+from marginface import config as configs
+from marginface import metrics, objective, sharding, step, train
+from marginface.checkpoint import Checkpoints, Preemption
+from marginface.data import pipeline
+from marginface.main import DIVERGED, INPUT_ERROR, RUN_AGAIN
+from marginface.report import run_folder
+from marginface.trackers import start_trackers
+
+UNITS = "units"  # the mesh axis over which the units are split
+_SPARE = 0.8  # the part of the free memory that may be filled
+
+
+def add_arguments(parser: Any) -> None:
+    """The options of this backend."""
+    parser.add_argument(
+        "--width", type=int, default=0, help="units in one program; default: as many as fit"
+    )
+
+
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
+    """Trains the units, group by group."""
+    if options.width < 0:
+        raise ValueError(f"--width {options.width}: give 0 (as many as fit) or more")
+    run(units, width=options.width)
+
+
+def run(units: Sequence[Unit], *, width: int = 0) -> None:
+    """Trains units together where they differ in numbers only; one after the other where not.
+
+    Args:
+        units: those to run.
+        width: how many in one program; 0 for as many as fit into memory.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM; all that ran has been saved.
+    """
+    board = Board(units)
+    try:
+        for group in groups(units):
+            try:
+                _Group(group, width).run(board)
+            except (ValueError, OSError) as error:  # its data or config: the others go on
+                unfinished = [u for u in group if sweeps.state(u.folder).kind == "not run"]
+                _refuse(unfinished, error, board)
+    finally:
+        board.close()
+
+
+def groups(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units whose configs are equal but for traced numbers and seeds, and that are equally far."""
+    found: dict[tuple[str, int], list[Unit]] = {}
+    for unit in units:
+        same = json.dumps(objective.static(unit.config), sort_keys=True, default=list)
+        saved = Checkpoints(unit.folder / "checkpoints")
+        found.setdefault((same, max(saved.steps(), default=0)), []).append(unit)
+        saved.close()
+    return list(found.values())
+
+
+class _Group:
+    """What a group's units share: data, network, evaluators, and one compiled step for all."""
+
+    def __init__(self, units: Sequence[Unit], width: int) -> None:
+        self.units, self.config = list(units), units[0].config
+        config, self.mesh = self.config, sharding.make_mesh(1)  # a unit alone, to evaluate it
+        self.faces, test_sets = train.load_data(config)
+        self.total = train.total_steps(config, self.faces, self.mesh)
+        self.best = f"{next(iter(test_sets))}/accuracy" if test_sets else None
+        self.alone = train.make_steps(config, self.faces, self.mesh, self.total)
+        self.evaluators = train.make_evaluators(
+            config, self.faces, test_sets, self.alone, self.mesh
+        )
+        self.prepare = train.make_prepare(self.faces, self.mesh)
+        self.untrained: dict[int, dict[str, float]] = {}  # by seed: no other number decides it
+        devices = len(jax.devices())
+        self.wide = jax.make_mesh(
+            (devices, 1), (UNITS, sharding.AXIS), axis_types=(jax.sharding.AxisType.Auto,) * 2
+        )
+        self.functions = train.make_steps(config, self.faces, None, self.total, make=step.functions)
+        wanted = -(-min(width or len(units), len(units)) // devices) * devices
+        self.seeds = min(wanted, len({unit.config.seed for unit in units}))
+        self.width, self.step = self._compile(wanted, bounded=not width)
+
+    def run(self, board: Board) -> None:
+        """Trains all units, `width` at a time."""
+        for start in range(0, len(self.units), self.width):
+            units = [u for u in self.units[start : start + self.width] if self._claim(u, board)]
+            if units:
+                _Chunk(self, units, board).train()
+
+    def _claim(self, unit: Unit, board: Board) -> bool:
+        try:
+            run_folder.claim(unit.folder, configs.to_json(unit.config), unit.origin())
+            return True
+        except ValueError as error:
+            _refuse([unit], error, board)
+            return False
+
+    def _compile(self, width: int, bounded: bool) -> tuple[int, Any]:
+        """(how many fit, the step for so many)."""
+        devices = self.wide.size
+        while True:
+            compiled = self._step(width)
+            memory = compiled.memory_analysis()
+            need = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+            free = _SPARE * _free_memory(self.wide.devices.flat[0])
+            if not bounded or need <= free or width <= devices:
+                return width, compiled
+            fitting = int(width * free / need) // devices * devices
+            width = max(devices, min(fitting, width - devices))
+
+    def _step(self, width: int) -> Any:
+        """(states, images [s, b, ...], labels [s, b], slot [u], hyper, seed [u]) → states, figures.
+
+        `slot` says which of the s streams of batches a unit sees.
+        """
+
+        def step(states: Any, images: Any, labels: Any, slot: Any, hyper: Any, seed: Any) -> Any:
+            def one(state: Any, slot: Any, hyper: Any, seed: Any) -> Any:
+                return self.functions.train(state, images[slot], labels[slot], hyper, seed)
+
+            return jax.vmap(one)(states, slot, hyper, seed)
+
+        by_unit, everywhere = P(UNITS), P()
+        # No device shares a unit with another, so nothing needs to be proved equal on all.
+        split = jax.shard_map(
+            step,
+            mesh=self.wide,
+            in_specs=(by_unit, everywhere, everywhere, by_unit, by_unit, by_unit),
+            out_specs=by_unit,
+            check_vma=False,
+        )
+
+        def stacked(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((width, *leaf.shape), leaf.dtype, sharding=self.by_unit)
+
+        batch, edge = self.config.batch_size, train.image_shape_of(self.faces)
+        number = stacked(jax.ShapeDtypeStruct((), jnp.int32))
+        lowered = jax.jit(split, donate_argnums=0).lower(
+            jax.tree.map(stacked, self.functions.like),
+            jax.ShapeDtypeStruct((self.seeds, batch, *edge), jnp.float32, sharding=self.everywhere),
+            jax.ShapeDtypeStruct((self.seeds, batch), jnp.int32, sharding=self.everywhere),
+            number,
+            jax.tree.map(stacked, objective.hyper(self.config)),
+            number,
+        )
+        return lowered.compile()
+
+    @property
+    def by_unit(self) -> NamedSharding:
+        return NamedSharding(self.wide, P(UNITS))
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        return NamedSharding(self.wide, P())
+
+
+class _Run:
+    """One unit while it trains with others."""
+
+    def __init__(self, unit: Unit, group: _Group) -> None:
+        self.unit, self._group, self.alive = unit, group, True
+        folder = unit.folder / "checkpoints"
+        checkpoints = Checkpoints(folder, best_metric=group.best)
+        restored = checkpoints.restore(group.alone.like)
+        checkpoints.close()
+        meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
+        config = unit.config
+        if restored is None:
+            self.state = group.alone.init(jnp.int32(config.seed), objective.hyper(config))
+        else:
+            _, self.state, meta = restored
+            if meta["data"] != group.faces.fingerprint:
+                raise ValueError(
+                    f"{unit.folder}: the data set is not the one this run began with: restore the "
+                    "data, or choose another --runs"
+                )
+        self.now, self.seconds = meta["step"], meta["seconds"]
+        self.window = metrics.Window(config.batch_size, meta["window"], meta["unreadable"])
+        self._log = (unit.folder / "log.txt").open("a", encoding="utf-8")
+        with self.logging():
+            resume_step = self.now if restored else -1
+            self.writer = metrics.Writer(
+                unit.folder,
+                resume_step=resume_step,
+                total_steps=group.total,
+                trackers=start_trackers(config.to_dict(), unit.folder, resume_step=resume_step),
+            )
+        self.fresh = restored is None
+
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """What would go to the terminal goes to the unit's log.txt, as with --backend local."""
+        with contextlib.redirect_stdout(self._log), contextlib.redirect_stderr(self._log):
+            yield
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl."""
+        with self.logging():
+            self.writer.write(step, values)
+
+    def save(self, step: int, state: Any, results: dict[str, float] | None, seconds: float) -> None:
+        """A checkpoint as the plain command writes it."""
+        self.writer.sync()
+        meta = {
+            "step": step,
+            "window": self.window.values,
+            "unreadable": self.window.unreadable,
+            "seconds": seconds,
+            "data": self._group.faces.fingerprint,
+        }
+        folder = self.unit.folder / "checkpoints"
+        with Checkpoints(folder, best_metric=self._group.best) as checkpoints:
+            checkpoints.save(step, state, meta, results)
+
+    def stop(self, code: int, message: str) -> None:
+        """Leaves word why the run is not complete."""
+        text = configs.to_json(self.unit.config)
+        run_folder.record_stop(self.unit.folder, text, code, message)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        if self.alive:
+            self.alive = False
+            self.writer.close()
+            self._log.close()
+
+
+class _Chunk:
+    """As many units as train in one program."""
+
+    def __init__(self, group: _Group, units: Sequence[Unit], board: Board) -> None:
+        self.group, self.board, self.begun = group, board, time.monotonic()
+        self.runs = []
+        for unit in units:
+            try:
+                self.runs.append(_Run(unit, group))
+                board.started(unit)
+            except (ValueError, OSError) as error:
+                _refuse([unit], error, board)
+
+    def train(self) -> None:
+        """Trains, evaluates and reports the units."""
+        if not self.runs:
+            return
+        streams = self._streams()
+        try:
+            with Preemption() as preemption:
+                self._loop(list(streams.values()), list(streams), preemption)
+        finally:
+            for stream in streams.values():
+                stream.close()
+            for run in self.runs:
+                run.close()
+
+    def _streams(self) -> dict[int, pipeline.TrainIterator]:
+        """The batches of each seed."""
+        streams = {}
+        for run in self.runs:
+            if run.unit.config.seed not in streams:
+                stream = train.make_batches(run.unit.config, self.group.faces)
+                stream.set_state({"step": self.runs[0].now})
+                streams[run.unit.config.seed] = stream
+        return streams
+
+    def _loop(
+        self, streams: list[pipeline.TrainIterator], seeds: list[int], preemption: Preemption
+    ) -> None:
+        group, config = self.group, self.group.config
+        # The program's shape is fixed: what is left over repeats the last unit and goes nowhere.
+        lanes = [*self.runs, *[self.runs[-1]] * (group.width - len(self.runs))]
+        states = self._stack([run.state for run in lanes])
+        for run in self.runs:
+            del run.state
+        hyper = self._stack([objective.hyper(run.unit.config) for run in lanes])
+        number = self._stack([jnp.int32(run.unit.config.seed) for run in lanes])
+        slot = self._stack([jnp.int32(seeds.index(run.unit.config.seed)) for run in lanes])
+        now, pending = self.runs[0].now, deque()
+        if self.runs[0].fresh:
+            for lane, run in enumerate(self.runs):
+                seed = run.unit.config.seed
+                if seed not in group.untrained:
+                    group.untrained[seed] = group.evaluators.run(self._slice(states, lane))
+                run.write(0, group.untrained[seed])
+        for run in self.runs:
+            run.window.restart_clock()
+        while now < group.total and any(run.alive for run in self.runs):
+            images, labels, skipped = self._batches(streams)
+            states, figures = group.step(states, images, labels, slot, hyper, number)
+            now += 1
+            pending.append((now, figures, skipped))
+            self._settle(pending, seeds, keep=2)
+            self.board.show()
+            stop = preemption.requested(now)
+            last = now == group.total
+            every = config.evaluate.every
+            if stop or last or now % config.checkpoint_every == 0 or (every and now % every == 0):
+                self._settle(pending, seeds, keep=0)
+                self._pause(states, now, stop=stop, last=last)
+            if stop and not last:
+                raise KeyboardInterrupt
+        if self.runs[0].now == group.total:  # complete already: only the reports are missing
+            self._pause(states, now, stop=False, last=True)
+
+    def _batches(self, streams: list[pipeline.TrainIterator]) -> tuple[Any, Any, list[Any]]:
+        """The next batch of each seed, stacked; of each, the number of unreadable images."""
+        group = self.group
+        found = [group.prepare(sharding.put_batch(group.mesh, next(s))) for s in streams]
+        filled = [*found, *[found[0]] * (group.seeds - len(found))]
+        images, labels = (jnp.stack([batch[i] for batch in filled]) for i in (0, 1))
+        images, labels = jax.device_put((images, labels), group.everywhere)
+        return images, labels, [batch[2] for batch in found]
+
+    def _settle(self, pending: deque, seeds: list[int], keep: int) -> None:
+        """Reads the figures of all but the newest `keep` steps; a unit that diverged ends."""
+        while len(pending) > keep:
+            at, arrays, skipped = pending.popleft()
+            arrays = {k: np.asarray(v) for k, v in arrays.items()}
+            for lane, run in enumerate(self.runs):
+                if not run.alive:
+                    continue
+                values = {k: float(v[lane]) for k, v in arrays.items()}
+                if bad := metrics.not_finite(values):
+                    good = Checkpoints(run.unit.folder / "checkpoints").steps()
+                    message = train.diverged(at, bad, run.unit.folder, max(good, default=None))
+                    run.stop(DIVERGED, message)
+                    self.board.ended(run.unit)
+                    continue
+                values["data/unreadable"] = float(skipped[seeds.index(run.unit.config.seed)])
+                run.window.add(values)
+                if at % self.group.config.log_every == 0 or at == self.group.total:
+                    run.write(at, run.window.line())
+
+    def _pause(self, states: Any, now: int, *, stop: bool, last: bool) -> None:
+        """Evaluates, saves and reports each unit, as the plain command would at this step."""
+        every = self.group.config.evaluate.every
+        evaluating = last or bool(every and now % every == 0)
+        for lane, run in enumerate(self.runs):
+            if not run.alive:
+                continue
+            state, results = self._slice(states, lane), None
+            if evaluating:
+                results = self.group.evaluators.run(state)
+                if run.now < now:
+                    run.write(now, results)
+            seconds = run.seconds + (time.monotonic() - self.begun) / len(self.runs)
+            if run.now < now:
+                run.save(now, state, results, seconds)
+            if last:
+                assert results is not None
+                self._report(run, results, seconds)
+            elif stop:
+                run.stop(RUN_AGAIN, "stopped by SIGTERM after saving: the same command continues")
+                self.board.ended(run.unit)
+            run.window.restart_clock()
+
+    def _report(self, run: _Run, results: dict[str, float], seconds: float) -> None:
+        evaluators = self.group.evaluators
+        with run.logging():
+            run_folder.report(
+                run.unit.folder,
+                results=results,
+                evaluators=evaluators.verifications,
+                mesh=self.group.mesh,
+                seconds=seconds,
+                command=run.unit.origin()["command"],
+                separability=evaluators.separability,
+                groupings=evaluators.groupings,
+            )
+        run.close()
+        self.board.ended(run.unit)
+
+    def _stack(self, trees: list[Any]) -> Any:
+        stacked = jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *trees)
+        return jax.device_put(stacked, self.group.by_unit)
+
+    def _slice(self, states: Any, lane: int) -> Any:
+        """A unit's state, placed as if it ran alone."""
+        one = _take(states, jnp.int32(lane))
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.group.alone.like)
+        return jax.device_put(one, where)
+
+
+@jax.jit
+def _take(states: Any, lane: Any) -> Any:
+    return jax.tree.map(lambda x: x[lane], states)
+
+
+def _refuse(units: Sequence[Unit], error: Exception, board: Board) -> None:
+    """Units whose data, config or folder does not fit say so and run no further."""
+    for unit in units:
+        unit.folder.mkdir(parents=True, exist_ok=True)
+        with (unit.folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"launch.sweep: {error}\n")
+        text = configs.to_json(unit.config)
+        run_folder.record_stop(unit.folder, text, INPUT_ERROR, str(error))
+        board.ended(unit)
+
+
+def _free_memory(device: jax.Device) -> float:
+    """Bytes that a device can still give; of the machine, for a CPU."""
+    if stats := device.memory_stats():
+        return float(stats["bytes_limit"] - stats["bytes_in_use"])
+    try:
+        for line in pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return 1024.0 * float(value.split()[0])
+    except OSError:
+        pass
+    return 4e9  # a system that does not say: what any machine has

@@ -1,0 +1,138 @@
+"""A sweep on a real SLURM: preempted, killed, and in the end as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny_sweep
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "tests/slurm"
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
+STEPS, DISTURBED_AT = 60, 15
+
+pytestmark = pytest.mark.slurm
+
+
+def call(*words, timeout=60):
+    """What the command prints."""
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def wait_for(what, condition, seconds=240):
+    """Asks until the condition holds; what it returned."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: in vain for {seconds} s\n{call('squeue')}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """SLURM with two virtual nodes; commands find it by SLURM_CONF."""
+    if absent := [name for name in NEEDED if not shutil.which(name)]:
+        pytest.skip(f"no SLURM here: {', '.join(absent)} not installed")
+    pytest.importorskip("submitit", reason="pip install marginface[slurm]")
+    folder = tmp_path_factory.mktemp("slurm")
+    environment = {
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            call(str(SCRIPTS / "up.sh"), str(folder))
+            yield folder
+        finally:
+            call(str(SCRIPTS / "down.sh"), str(folder))
+
+
+def sweep(experiment, runs):
+    """Submits three units of two processes each; their folders."""
+    words = ["--config", experiment, "--seeds", "3", "--runs", str(runs), "--backend", "slurm"]
+    words += ["--slurm_nodes", "2", "--slurm_partition", "low", "--slurm_parallel", "1"]
+    print(call(sys.executable, "-m", "launch.sweep", *words, "--slurm_python", sys.executable))
+    units = json.loads((runs / "tiny/sweep.json").read_text())["units"]
+    return [runs / "tiny" / name for name in units]
+
+
+def ended():
+    """Whether no job is queued or runs."""
+    return not call("squeue", "--noheader")
+
+
+def steps(folder):
+    """The last step that the run logged."""
+    try:
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def preempt(folder):
+    """A job in the partition that goes first takes both nodes for a moment."""
+    call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=:")
+
+
+def kill(folder):
+    """One of the unit's two processes ends at once."""
+    ids = call("pgrep", "--oldest", "--full", f"marginface.main .*--workdir {folder} ").split()
+    os.kill(int(ids[0]), signal.SIGKILL)
+
+
+def final_state(folder):
+    """The last checkpoint, which two processes wrote: name → array."""
+    path = folder / "checkpoints" / str(STEPS)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=here) for k, v in saved.items()}
+        return {k: np.asarray(v) for k, v in checkpointer.restore(path, like).items()}
+
+
+def test_a_sweep_ends_as_if_it_had_not_been_preempted_and_killed(cluster, tmp_path):
+    """Three units of two processes on two nodes each."""
+    experiment = tiny_sweep.write(
+        tmp_path, margins=(0.3,), weights=(1.0,), steps=STEPS, checkpoint_every=10
+    )
+    calm = sweep(experiment, tmp_path / "calm")
+    wait_for("the undisturbed sweep", ended)
+
+    disturbed = sweep(experiment, tmp_path / "disturbed")
+    for folder, disturb in zip(disturbed, (preempt, kill, preempt), strict=True):
+        wait_for(f"step {DISTURBED_AT} of {folder.name}", lambda f=folder: steps(f) >= DISTURBED_AT)
+        disturb(folder)
+    wait_for("the disturbed sweep", ended)
+
+    logs = sorted((tmp_path / "disturbed/tiny/slurm").glob("*_*.log"))
+    texts = [log.read_text() for log in logs]
+    for log, text in zip(logs, texts, strict=True):
+        print(f"---- {log.name}\n{text}")
+    assert ["exit code 75" in text for text in texts] == [True, False, True]
+    assert len(list(logs[0].parent.glob("*.crashes"))) == 1
+    for quiet, hit in zip(calm, disturbed, strict=True):
+        expected, found = final_state(quiet), final_state(hit)
+        assert expected.keys() == found.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        results = [json.loads((f / "summary.json").read_text()) for f in (quiet, hit)]
+        figures = [k for k in results[0] if k.startswith("synthetic/")]
+        assert figures and all(results[0][k] == results[1][k] for k in figures)

@@ -1,0 +1,173 @@
+"""A sweep as one program gives what its units give alone."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_sweep
+
+from launch import together, units
+from marginface import metrics, sharding, train
+from marginface.checkpoint import Checkpoints, Preemption
+from marginface.report import run_folder
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr(run_folder.plots, "draw", lambda *_, **__: [])
+
+
+def expand(folder, root="together", seeds=2, **arguments):
+    path = tiny_sweep.write(folder, **arguments)
+    return units.expand(path, root=folder / root, seeds=seeds)
+
+
+def saved(unit):
+    """The arrays of the last checkpoint."""
+    group = together._Group([unit], 1)
+    with Checkpoints(unit.folder / "checkpoints") as checkpoints:
+        step, state, _ = checkpoints.restore(group.alone.like)
+    return step, jax.tree.map(np.asarray, state)
+
+
+def lines(unit):
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time/")}
+        for line in metrics.read_lines(unit.folder / "metrics.jsonl")
+    ]
+
+
+def assert_equal(one, other, rtol):
+    assert [list(line) for line in lines(one)] == [list(line) for line in lines(other)]
+    for a, b in zip(lines(one), lines(other), strict=True):
+        for key in (k for k in a if k.startswith(("loss/", "train/target", "step"))):
+            assert a[key] == pytest.approx(b[key], rel=rtol, abs=rtol), (a["step"], key)
+    (step, a), (other_step, b) = saved(one), saved(other)
+    assert step == other_step
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol), a, b)
+
+
+def test_fifty_steps_together_are_fifty_steps_alone(tmp_path, monkeypatch):
+    """Two seeds, two margins, two weights, over eight devices; one program."""
+    many = expand(tmp_path, steps=50)
+    compilations = []
+    compile_step = together._Group._step
+    monkeypatch.setattr(
+        together._Group,
+        "_step",
+        lambda self, width: compilations.append(width) or compile_step(self, width),
+    )
+    together.run(many)
+    assert compilations == [8]
+    one_device = sharding.make_mesh(1)
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda *_: one_device)
+    for unit in (many[0], many[3], many[5]):
+        alone = unit._replace(folder=tmp_path / "alone" / unit.name)
+        assert train.train(alone.config, alone.folder, origin=alone.origin())
+        assert_equal(unit, alone, rtol=2e-3)
+        a, b = (json.loads((u.folder / "summary.json").read_text()) for u in (unit, alone))
+        assert a.keys() == b.keys()
+        assert (unit.folder / "origin.json").exists()
+        # The plain command finds a complete run: it reports, and trains no step.
+        before = (unit.folder / "metrics.jsonl").read_text()
+        assert train.train(unit.config, unit.folder)
+        assert (unit.folder / "metrics.jsonl").read_text() == before
+    losses = {unit.name: lines(unit)[-1]["loss/total"] for unit in many}
+    assert len(set(losses.values())) == len(many)  # numbers and seeds do reach the program
+
+
+def test_stopped_in_the_middle_it_ends_the_same(tmp_path, monkeypatch):
+    together.run(expand(tmp_path, "whole", seeds=1, steps=12))
+    many = expand(tmp_path, "stopped", seeds=1, steps=12)
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: step == 7)
+    with pytest.raises(KeyboardInterrupt):
+        together.run(many)
+    assert {units.state(unit.folder).kind for unit in many} == {"checkpointed"}
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: False)
+    together.run(many)
+    for unit, whole in zip(many, expand(tmp_path, "whole", seeds=1, steps=12), strict=True):
+        assert units.state(unit.folder).kind == "done"
+        assert_equal(unit, whole, rtol=0)
+
+
+def test_what_the_plain_command_began_goes_on_together(tmp_path, monkeypatch):
+    many = expand(tmp_path, seeds=1, steps=12)
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: step == 5)
+    assert not train.train(many[1].config, many[1].folder, origin=many[1].origin())
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: False)
+    assert sorted(len(group) for group in together.groups(many)) == [1, 3]  # not equally far
+    together.run(many)
+    assert {units.state(unit.folder).kind for unit in many} == {"done"}
+
+
+def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
+    many = expand(tmp_path, "narrow", seeds=3, steps=4)
+    need = []
+
+    def free(device):
+        need.append(device)
+        return 0.0  # nothing fits: the least is one unit a device
+
+    monkeypatch.setattr(together, "_free_memory", free)
+    together.run(many)
+    assert need
+    assert {units.state(unit.folder).kind for unit in many} == {"done"}
+    wide = expand(tmp_path, "wide", seeds=3, steps=4)
+    together.run(wide, width=12)  # rounded up to the devices, the rest repeats the last
+    for one, other in zip(many, wide, strict=True):
+        assert_equal(one, other, rtol=1e-5)
+
+
+def test_a_unit_that_diverges_stops_nobody(tmp_path):
+    path = tiny_sweep.write(tmp_path, weights=(0.0, 1.0, 1e38), margins=(0.3,), steps=8)
+    many = units.expand(path, root=tmp_path / "runs")
+    together.run(many)
+    kinds = [units.state(unit.folder) for unit in many]
+    assert [state.kind for state in kinds] == ["done", "done", "diverged"]
+    assert "not finite; the last good checkpoint" in kinds[-1].why
+    assert not (many[-1].folder / "summary.json").exists()
+
+
+def test_other_shapes_are_other_groups(tmp_path):
+    (tmp_path / "a").mkdir()
+    many = expand(tmp_path / "a")
+    text = "def sweep(add, arg=None):\n"
+    for point in (
+        "'model.embedding_dim': 8, 'seed': 0",
+        "'model.embedding_dim': 4, 'seed': 1",
+        "'model.embedding_dim': 4, 'optimizer.learning_rate': 0.5",
+        "'loss.sample_rate': 0.5",
+        "'schedule.name': 'constant'",
+    ):
+        text += f"    add({{{point}}})\n"
+    path = tiny_sweep.write(tmp_path)
+    (tmp_path / "tiny.py").write_text(
+        (tmp_path / "tiny.py").read_text().split("def sweep")[0] + text
+    )
+    other = units.expand(path, root=tmp_path / "runs")
+    assert [len(group) for group in together.groups(many)] == [8]
+    assert [len(group) for group in together.groups(other)] == [1, 2, 1, 1]
+
+
+def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
+    good = expand(tmp_path, seeds=1, steps=2, weights=(0.0,))
+    bad = units.expand(
+        tiny_sweep.write(tmp_path, name="bad"),
+        root=tmp_path / "together",
+        changes={"data.kw.test_samples": "1"},
+    )
+    together.run([*bad, *good])
+    assert {units.state(unit.folder).kind for unit in bad} == {"failed"}
+    assert "test_samples" in units.state(bad[0].folder).why
+    assert {units.state(unit.folder).kind for unit in good} == {"done"}
+
+
+def test_a_folder_with_another_config_is_left_alone(tmp_path):
+    many = expand(tmp_path, seeds=1, steps=2, weights=(0.0,))
+    many[0].folder.mkdir(parents=True)
+    (many[0].folder / "config.json").write_text('{"loss": {"scale": 1.0}}')
+    together.run(many)
+    assert (many[0].folder / "config.json").read_text() == '{"loss": {"scale": 1.0}}'
+    assert not (many[0].folder / "stopped.json").exists()
+    assert units.state(many[1].folder).kind == "done"
