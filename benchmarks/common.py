@@ -292,8 +292,17 @@ def append(rows: Iterable[Mapping[str, str]], path: pathlib.Path) -> None:
         writer.writerows(rows)
 
 
-def main(benchmarks: Iterable[Benchmark]) -> None:
-    """The command line of this package's modules."""
+def main(
+    benchmarks: Iterable[Benchmark], others: Iterable[Callable[..., list[dict[str, str]]]] = ()
+) -> None:
+    """The command line of this package's modules.
+
+    Args:
+        benchmarks: steps that are measured beside their peers'.
+        others: functions that measure in another way, (*, quick) → rows.
+    """
+    # Several processes share the card: none may take it whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few minutes on two cores")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="CSV to append to")
@@ -306,6 +315,7 @@ def main(benchmarks: Iterable[Benchmark]) -> None:
         return
     print(f"{device()}; {versions()}; commit {commit()}")
     rows = [row for benchmark in benchmarks for row in measure(benchmark, quick=options.quick)]
+    rows += [row for other in others for row in other(quick=options.quick)]
     print(table(rows))
     append(rows, options.results)
     print(f"{len(rows)} rows appended to {options.results}")

@@ -1,5 +1,6 @@
 """What a person sees while a sweep lasts: how many are done, which run, which failed, how long."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ class Board:
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self._total, self._begun = len(units), time.monotonic()
+        self._root = os.path.commonpath([unit.folder.parent.absolute() for unit in units])
         self._running: dict[str, Unit] = {}
         self._done = 0
         self._failed: list[str] = []
@@ -25,11 +27,11 @@ class Board:
 
     def started(self, unit: Unit) -> None:
         """The unit runs now."""
-        self._running[_title(unit)] = unit
+        self._running[self._title(unit)] = unit
 
     def ended(self, unit: Unit, *, again: bool = False) -> None:
         """The unit's process has ended; `again`: it will be started once more."""
-        title = _title(unit)
+        title = self._title(unit)
         self._running.pop(title, None)
         kind, why, step = sweeps.state(unit.folder)
         if kind == "done":
@@ -79,6 +81,5 @@ class Board:
             print(f"\033[{self._lines}A\033[J", end="")
             self._lines = 0
 
-
-def _title(unit: Unit) -> str:
-    return f"{unit.folder.parent.name}/{unit.name}"
+    def _title(self, unit: Unit) -> str:
+        return os.path.relpath(unit.folder.absolute(), self._root)

@@ -309,7 +309,7 @@ def _labels(rows: Iterable[Row]) -> dict[Setting, tuple[str, str, str]]:
     found = list(settings(rows))
     variant, common = _shared(found)
     words = {s: [w.partition("=") for w in shlex.split(s[2]) if w not in common] for s in found}
-    short = units._short(list({key: None for split in words.values() for key, _, _ in split}))
+    short = units.short_keys(list({key: None for split in words.values() for key, _, _ in split}))
     overrides = {s: " ".join(f"{short[k]}={v}" for k, _, v in words[s]) for s in found}
     return {s: (s[0], s[1] if s[1] != variant else "", overrides[s]) for s in found}
 

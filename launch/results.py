@@ -15,11 +15,11 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from launch.comparison import cited, compare, problems
 from launch.rows import Row, gather, is_table, merge, read_csv, settings, to_csv
-from marginface import metrics
+from marginface import command, metrics
+from marginface.command import Parser
 from marginface.report import tables
 
 __all__ = ["Row", "gather", "read_csv", "settings", "stale", "update"]
@@ -92,14 +92,8 @@ def _shown(path: pathlib.Path) -> str:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m launch.results", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m launch.results", __doc__)
     add = parser.add_argument
     add("runs", type=pathlib.Path, nargs="+", metavar="RUNS", help="folders or CSVs")
     add("--name", help="of the table: its CSV is experiments/results/NAME.csv")
@@ -159,12 +153,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """The command: `run`, with one line for an error that its user can mend."""
-    try:
-        run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"marginface: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    """The command."""
+    command.main(run, "marginface")
 
 
 if __name__ == "__main__":

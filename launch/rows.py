@@ -231,7 +231,7 @@ def _words(overrides: Mapping[str, Any]) -> str:
     """ "key=value key=value", sorted, without the seed and what only says where things are."""
     words = []
     for key, value in sorted(overrides.items()):
-        if key == "seed" or key.startswith(run_folder._MAY_CHANGE):
+        if key == "seed" or key.startswith(run_folder.MAY_CHANGE):
             continue
         if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
             value = int(value)  # 1 in the sweep is 1.0 in the run
@@ -245,7 +245,7 @@ def _figures(summary: Mapping[str, Any]) -> Row:
     return {
         name: _finite(value)
         for name, value in sorted(summary.items())
-        if not name.startswith(run_folder._ORIGIN) and name not in COLUMNS
+        if not name.startswith(run_folder.ORIGIN) and name not in COLUMNS
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
 
@@ -269,7 +269,7 @@ def _without_seed(config: Mapping[str, Any]) -> str:
     flat = {
         key: value
         for key, value in dotted(config).items()
-        if key != "seed" and not key.startswith(run_folder._MAY_CHANGE)
+        if key != "seed" and not key.startswith(run_folder.MAY_CHANGE)
     }
     return json.dumps(flat, sort_keys=True)
 

@@ -20,25 +20,22 @@ import argparse
 import importlib
 import json
 import pathlib
-import re
 import shlex
-import signal
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from launch import units as sweeps
 from launch.units import Unit
+from marginface import command, metrics, runtime
 from marginface import config as configs
-from marginface import metrics, runtime
+from marginface.command import Parser
 from marginface.config import Config
 
 SEARCH = "search.json"
 BACKENDS = {"local": "local", "vmap": "together"}  # their units have ended when they return
-INPUT_ERROR, RUN_AGAIN = 2, 75
 _ENDED = ("done", "diverged")
 _DIGITS = 4  # of a value tried: it is typed and read
 
@@ -46,7 +43,7 @@ Runner = Callable[[Sequence[Unit]], None]
 Values = dict[str, Any]
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """Units were stopped after saving: the same command goes on."""
 
 
@@ -457,19 +454,13 @@ def _optuna() -> Any:
     return optuna
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
-
-
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The command's options, and the overrides {dotted key: text} that hold for all runs.
 
     Raises:
         ValueError: an option that does not exist, lacks its value or is out of range.
     """
-    parser = _Parser(prog="python -m launch.search", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m launch.search", __doc__)
     add = parser.add_argument
     add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="experiments")
     add("--trials", type=int, default=20, help="of each experiment")
@@ -483,13 +474,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     for name, module in BACKENDS.items():
         group = parser.add_argument_group(f"--backend {name}")
         importlib.import_module(f"launch.{module}").add_arguments(group)
-    options, rest = parser.parse_known_args(argv)
-    changes = {}
-    for word in rest:
-        if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)):
-            known = ["--config.KEY=VALUE", *parser._option_string_actions]
-            raise ValueError(f"unknown argument {word!r}; {configs.nearest(word, known)}")
-        changes[match[1]] = match[2]
+    options, changes = parser.parse_with_changes(argv)
     for name, least in {"trials": 1, "seeds": 0, "held_out": 4, "batch": 1}.items():
         if (given := getattr(options, name)) < least:
             raise ValueError(f"--{name} {given}: give {least} or more")
@@ -530,18 +515,11 @@ def _print_plan(searches: Sequence[Search], options: argparse.Namespace) -> None
 
 
 def main() -> None:
-    """The command: `run`, with one line for each error that its user can mend."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(sys.argv[1:])
-    except (KeyboardInterrupt, Stopped):
-        print("stopped: the same command continues", file=sys.stderr, flush=True)
-        sys.exit(RUN_AGAIN)
-    except (ValueError, OSError) as error:
-        print(f"launch.search: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(INPUT_ERROR)
+    """The command."""
+    command.main(run, "launch.search")
 
 
 if __name__ == "__main__":
     runtime.restart_with_huge_pages()
+    runtime.tune_cpu()
     main()

@@ -16,17 +16,13 @@ Exit codes: 0 all units done; 1 some failed or diverged (named at the end); 2 co
 import argparse
 import importlib
 import pathlib
-import re
 import shlex
-import signal
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from launch import units as sweeps
 from launch.units import Unit
-from marginface import config as configs
-from marginface import runtime
+from marginface import command, runtime
+from marginface.command import Parser
 
 BACKENDS = {
     "local": "local",
@@ -36,12 +32,7 @@ BACKENDS = {
     "k8s": "kubernetes",
 }
 HERE = ("local", "vmap")  # their units have ended when `submit` returns
-SOME_FAILED, INPUT_ERROR, RUN_AGAIN = 1, 2, 75
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
+SOME_FAILED = 1
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -50,8 +41,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     Raises:
         ValueError: an option that does not exist or lacks its value.
     """
-    parser = _Parser(prog="python -m launch.sweep", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m launch.sweep", __doc__)
     add = parser.add_argument
     add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="experiments")
     add("--backend", default="local", choices=BACKENDS)
@@ -63,14 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     for name in dict.fromkeys(BACKENDS.values()):
         module = importlib.import_module(f"launch.{name}")
         module.add_arguments(parser.add_argument_group(f"--backend {_backend_of(name)}"))
-    options, rest = parser.parse_known_args(argv)
-    changes = {}
-    for word in rest:
-        if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)):
-            known = ["--config.KEY=VALUE", *parser._option_string_actions]
-            raise ValueError(f"unknown argument {word!r}; {configs.nearest(word, known)}")
-        changes[match[1]] = match[2]
-    return options, changes
+    return parser.parse_with_changes(argv)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -132,16 +115,8 @@ def _backend_of(module: str) -> str:
 
 
 def main() -> None:
-    """The command: `run`, with one line for each error that its user can mend."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("stopped: the same command continues", file=sys.stderr, flush=True)
-        sys.exit(RUN_AGAIN)
-    except (ValueError, OSError) as error:
-        print(f"launch.sweep: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(INPUT_ERROR)
+    """The command."""
+    command.main(run, "launch.sweep")
 
 
 if __name__ == "__main__":

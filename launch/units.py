@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from marginface import config as configs
 from marginface import metrics
 from marginface.config import Config
+from marginface.report import run_folder
 
 SWEEP = "sweep.json"
 
@@ -100,7 +101,7 @@ def expand(
             raise ValueError(f"{experiment} has no function sweep(add, arg)")
         module.sweep(points.append, variant or None)
     keys = list(dict.fromkeys(key for point in points for key in point))
-    short = _short(keys)
+    short = short_keys(keys)
     common = configs.from_text(configs.load(experiment), changes or {})
     if clash := sorted(common.keys() & set(keys)):
         raise ValueError(f"--config.{clash[0]}: the sweep of {experiment} varies it; use --filter")
@@ -130,6 +131,8 @@ def folder_name(experiment: str, changes: Mapping[str, Any] | None = None) -> st
     """<experiment>[-<variant>][-<digest of the changes>], fit for a file system."""
     path, variant = configs.parts(experiment)
     words = [path.stem, *([variant] if variant else [])]
+    # Where results go and how they are tracked makes no other sweep.
+    changes = {k: v for k, v in (changes or {}).items() if not k.startswith(run_folder.MAY_CHANGE)}
     if changes:
         words.append(hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6])
     return re.sub(r"[^\w.=,+-]+", "-", "-".join(words))
@@ -173,11 +176,10 @@ def recorded(folder: pathlib.Path) -> dict[str, Any]:
 def state(folder: pathlib.Path) -> State:
     """How far the run in this folder is, from the files it left."""
     try:
-        step = max(
-            (line["step"] for line in metrics.read_lines(folder / "metrics.jsonl")), default=0
-        )
-    except ValueError as error:
-        return State("failed", str(error))
+        lines = metrics.read_lines(folder / "metrics.jsonl")
+        step = max((int(line["step"]) for line in lines), default=0)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return State("failed", f"metrics.jsonl is damaged: {error}")
     stopped = _read_json(folder / "stopped.json")
     if stopped:
         kinds = {2: "failed", 3: "diverged", 75: "checkpointed"}
@@ -203,12 +205,12 @@ def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _short(keys: Sequence[str]) -> dict[str, str]:
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
     """Each dotted key's shortest end that names it alone; "weight" says too little."""
     found = {}
     for key in keys:

@@ -9,22 +9,15 @@ Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy 
 section 3.3. The paper leaves images out; --no_relabel does that and no more.
 """
 
-import argparse
-import os
 import pathlib
-import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from marginface import command, runtime
 from marginface import config as configs
-from marginface import runtime
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
+from marginface.command import Parser
 
 
 def run(argv: Sequence[str]) -> None:
@@ -33,10 +26,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: an option or a run folder that does not fit; one line that says which.
     """
-    parser = _Parser(
-        prog="python -m marginface.clean",
-        description="Finds wrong labels with a complete run of sub-center ArcFace.",
-        allow_abbrev=False,
+    parser = Parser(
+        "python -m marginface.clean",
+        "Finds wrong labels with a complete run of sub-center ArcFace.",
     )
     add = parser.add_argument
     add("run", type=pathlib.Path, metavar="RUN", help="the run's folder")
@@ -151,14 +143,8 @@ def _embed(run: pathlib.Path, config: Any) -> tuple[Any, np.ndarray, np.ndarray,
 
 
 def main() -> None:
-    """The command: `run`, with one line for an error that its user can mend."""
-    try:
-        run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("MARGINFACE_TRACEBACK"):
-            raise
-        print(f"marginface: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    """The command."""
+    command.main(run, "marginface")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,9 @@ from absl import flags, logging
 
 from marginface import config as configs
 from marginface import runtime
+from marginface.command import DONE, INPUT_ERROR, RUN_AGAIN, Parser
 
-DONE, INPUT_ERROR, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
+DIVERGED = 3
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -35,11 +31,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     Raises:
       ValueError: an option that does not exist or lacks its value.
     """
-    parser = _Parser(
-        prog="python -m marginface.main",
-        description="Trains, evaluates and reports one experiment; the same command resumes it.",
-        epilog="--config.KEY=VALUE overrides any value of the config, e.g. --config.loss.scale=48",
-        allow_abbrev=False,
+    parser = Parser(
+        "python -m marginface.main",
+        "Trains, evaluates and reports one experiment; the same command resumes it.",
+        "--config.KEY=VALUE overrides any value of the config, e.g. --config.loss.scale=48",
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:VARIANT]", help="an experiment")
@@ -52,14 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     add("--num_processes", type=int, help="with HOST:PORT: how many")
     add("--process_id", type=int, help="with HOST:PORT: which one this is")
-    options, rest = parser.parse_known_args(argv)
-    overrides = {}
-    for word in rest:
-        if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)):
-            known = ["--config.KEY=VALUE", *(a for a in parser._option_string_actions)]
-            raise ValueError(f"unknown argument {word!r}; {configs.nearest(word, known)}")
-        overrides[match[1]] = match[2]
-    return options, overrides
+    return parser.parse_with_changes(argv)
 
 
 def default_workdir(config: str, overrides: dict[str, str]) -> pathlib.Path:

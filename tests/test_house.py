@@ -11,7 +11,8 @@ CORE = (
     *("regularizers", "groups", "objective", "optim", "sharding", "step", "runtime"),
     *("models.sphereface", "models.iresnet", "models.group_head", "data.synthetic"),
 )
-MAY_KNOW_CONFIGS = {"main.py", "clean.py", "train.py", "config.py", "objective.py", "step.py"}
+MAY_KNOW_CONFIGS = {"main.py", "command.py", "clean.py", "train.py", "config.py"}
+MAY_KNOW_CONFIGS |= {"objective.py", "step.py"}
 
 
 def test_the_core_imports_with_jax_flax_optax_numpy_and_absl_alone():

@@ -608,8 +608,6 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys):
         ("config.json", b"\xff\xfe{}", "config.json is not text"),
         ("origin.json", "{", "origin.json is not JSON"),
         ("origin.json", '{"overrides": 3}', "origin.json is damaged"),
-        ("metrics.jsonl", "5\n", "is damaged"),
-        ("summary.json", '{"a":' * 100_000, "is damaged"),
     ],
 )
 def test_damaged_runs_are_named(tmp_path, name, text, message):
@@ -620,9 +618,14 @@ def test_damaged_runs_are_named(tmp_path, name, text, message):
     assert str(folder) in str(caught.value)
 
 
-def test_a_damaged_summary_is_a_failed_run(tmp_path):
+@pytest.mark.parametrize("text", ['{"synthetic/acc', '{"a":' * 100_000])
+def test_a_damaged_summary_is_a_failed_run(tmp_path, text):
     folder = make_run(tmp_path / "one")
-    (folder / "summary.json").write_text('{"synthetic/acc')
+    (folder / "metrics.jsonl").write_text("5\n")
+    (row,) = results.gather([folder])
+    assert row["status"].startswith("failed: metrics.jsonl is damaged")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "summary.json").write_text(text)
     (row,) = results.gather([folder])
     assert row["status"].startswith("failed: summary.json is damaged")
     assert "synthetic/accuracy" not in row

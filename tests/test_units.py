@@ -58,6 +58,8 @@ def test_changes_hold_for_all_units_and_have_a_folder_of_their_own(tmp_path):
     assert [unit.name for unit in changed] == [unit.name for unit in plain]
     assert {unit.config.steps for unit in changed} == {7}
     assert changed[0].folder.parent != plain[0].folder.parent
+    tracked = expand(tmp_path, changes={"tensorboard": "True", "data.workers": "1"})
+    assert tracked[0].folder == plain[0].folder
     with pytest.raises(ValueError, match=r"--config\.loss\.margin_kw\.m: .* use --filter"):
         expand(tmp_path, changes={"loss.margin_kw.m": "0.1"})
 
@@ -149,3 +151,7 @@ def test_states(tmp_path):
     assert state(**begun, summary_json='{"a/accuracy": 0.9}') == ("done", "", 20)
     assert state(**begun, summary_json='{"a/accuracy": null}')[1] == "not finite: a/accuracy"
     assert state(**begun, summary_json='{"a/acc')[0] == "failed"
+    for broken in ('{"loss/total": 1.0}', "[1]", '{"step": []}', "x\n" + line):
+        found = state(config_json="{}", metrics_jsonl=broken)
+        assert found.kind == "failed"
+        assert "metrics.jsonl" in found.why

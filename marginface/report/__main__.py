@@ -4,20 +4,13 @@ python -m marginface.report losses [--out docs/figures] [--only NAME ...] [--see
 python -m marginface.report separability RUN RUN ... [--out separability.png]
 """
 
-import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 
-from marginface import runtime
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
+from marginface import command, runtime
+from marginface.command import Parser
 
 
 def run(argv: Sequence[str]) -> None:
@@ -29,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     runtime.tune_cpu()
     from marginface.report import losses, plots  # after tune_cpu: JAX reads the flags once
 
-    parser = _Parser(prog="python -m marginface.report", allow_abbrev=False)
+    parser = Parser("python -m marginface.report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("losses", help="the pictures of docs/losses.md").add_argument
     add("--out", type=pathlib.Path, default="docs/figures", help="folder for the pictures")
@@ -67,12 +60,8 @@ def _separability(run: pathlib.Path) -> np.ndarray:
 
 
 def main() -> None:
-    """The command: `run`, with one line for an error that its user can mend."""
-    try:
-        run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"marginface: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    """The command."""
+    command.main(run, "marginface")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from marginface.report.plots import Picture
 Summary = dict[str, Any]
 
 # What may differ between a run and its continuation: where things are, not what they are.
-_MAY_CHANGE = ("data.workers", "data.kw.root", "wandb.", "tensorboard")
+MAY_CHANGE = ("data.workers", "data.kw.root", "wandb.", "tensorboard")
 _UNTRAINED = "untrained/"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_ORIGIN = ("commit", "config/", "device/", "version/")
+ORIGIN = ("commit", "config/", "device/", "version/")
 
 # The last part of a figure's name: its format, and what it means in one line.
 _PLAIN = "{:.4g}"
@@ -119,7 +119,7 @@ def _differing(path: pathlib.Path, config_json: str) -> list[str]:
     return [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
         for key in sorted(old | new)
-        if old.get(key, ...) != new.get(key, ...) and not key.startswith(_MAY_CHANGE)
+        if old.get(key, ...) != new.get(key, ...) and not key.startswith(MAY_CHANGE)
     ]
 
 
@@ -310,7 +310,7 @@ def write_page(
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     """All but the words that say where the figures come from."""
-    return {k: v for k, v in summary.items() if not k.startswith(_ORIGIN)}
+    return {k: v for k, v in summary.items() if not k.startswith(ORIGIN)}
 
 
 def _headlines(summary: Mapping[str, Any]) -> list[str]:

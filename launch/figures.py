@@ -1,0 +1,536 @@
+"""Pictures of what runs have left: metric along swept axes, heat maps, trade-offs, intervals.
+
+    python -m launch.figures runs/sweep --out figures --baseline arcface
+    python -m launch.figures experiments/results/losses.csv --out docs/figures --only forest pareto
+
+RUNS are what `python -m launch.results` takes: run folders, folders that hold some, or its CSVs.
+Whatever there is data for is drawn; each line of output is a picture and how to read it, which also
+stands at its foot. Only runs that are done count, the others are counted in the caption.
+
+    forest     all settings, the best above, with 95 % intervals and the baseline's line
+    lines      the metric along each swept axis, a line for each value of a second one
+    heat_maps  the metric over two swept axes, a panel for each value of a third one
+    parallel   a curve for each setting through three swept axes or more
+    pareto     the metric beside the mean Sep of the prototypes, with the Pareto front
+    speed      the metric beside the training images per second
+"""
+
+import argparse
+import math
+import pathlib
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from launch import comparison, units
+from launch.comparison import ALPHA
+from launch.rows import Row, figure, gather, seed
+from marginface.report import sweep_plots
+from marginface.report.plots import Picture
+from marginface.report.sweep_plots import Axis, Metric, Setting, Value
+
+SEP, SPEED = "prototypes/sep_mean", "time/examples_per_s"
+_BESIDE = {SEP: Metric("mean Sep", less=True), SPEED: Metric("training images per second")}
+_WHO = ("experiment", "variant")
+_TALLEST = 60  # settings that one interval plot shows
+
+
+class _Study(NamedTuple):
+    """The runs as settings of a sweep.
+
+    key: the figure that is the metric.
+    settings: all, best first, those without a mean last.
+    lines: label → its runs.
+    keys: axis → the dotted key that it stands for.
+    baseline: its label, or "".
+    verdicts: label → "better" or "worse" than the baseline, where that was shown.
+    """
+
+    key: str
+    metric: Metric
+    settings: list[Setting]
+    lines: Mapping[str, comparison._Line]
+    keys: Mapping[str, str]
+    baseline: str
+    verdicts: Mapping[str, str]
+
+
+class _Drawn(NamedTuple):
+    """A picture that has no place yet."""
+
+    name: str
+    caption: str
+    make: Callable[[str], Any]  # caption → Figure
+
+
+def draw(
+    rows: Sequence[Row],
+    folder: pathlib.Path,
+    *,
+    metric: str = "/accuracy",
+    baseline: str = "",
+    only: Sequence[str] = (),
+) -> tuple[list[Picture], list[str]]:
+    """Draws into <folder> what there is data for.
+
+    Args:
+        rows: of `gather`.
+        folder: made if it is not there.
+        metric: a figure's name, or the end of exactly one.
+        baseline: "EXPERIMENT[:VARIANT] [KEY=VALUE ...]", or "" for none.
+        only: some of KINDS; all if empty.
+
+    Returns:
+        The pictures, and for each kind that could not be drawn why.
+
+    Raises:
+        ValueError: no such metric or baseline, or there is nothing to draw at all.
+    """
+    study = _study(rows, metric, baseline)
+    pictures, reasons = [], []
+    for kind in only or KINDS:
+        try:
+            for drawn in KINDS[kind](study):
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{drawn.name}.png"
+                sweep_plots.save(drawn.make(drawn.caption), path)
+                pictures.append(Picture(path, drawn.caption))
+        except _NothingError as error:
+            reasons.append(f"{kind}: {error}")
+    if not pictures:
+        raise ValueError(f"nothing to draw: {'; '.join(reasons)}")
+    return pictures, reasons
+
+
+# ---- rows to settings ---------------------------------------------------------------------------
+
+
+class _NothingError(ValueError):
+    """There is no data for a kind of picture."""
+
+
+def _study(rows: Sequence[Row], metric: str, baseline: str) -> _Study:
+    key = comparison._metric(rows, metric)
+    lines = comparison._lines(rows, key)
+    if not any(line.values for line in lines):
+        raise ValueError(f"{len(rows)} runs, none of them done with {key!r}: run them first")
+    base = comparison._find(lines, baseline) if baseline else None
+    if base is not None and not base.values:
+        raise ValueError(f"--baseline {baseline!r} has no mean: {base.why}")
+    lines = lines if base is None else comparison._compared(lines, base)
+    names = _names(lines)
+    labels = _labels(lines, names)
+    settings = [_setting(line, labels[line.setting], names, key) for line in lines]
+    return _Study(
+        key=key,
+        metric=_metric(key),
+        settings=settings,
+        lines={labels[line.setting]: line for line in lines},
+        keys={name: key for key, name in names.items()},
+        baseline="" if base is None else labels[base.setting],
+        verdicts={labels[line.setting]: _verdict(line, key) for line in lines},
+    )
+
+
+def _metric(key: str) -> Metric:
+    return Metric(
+        comparison._heading(key), comparison._form(key)[1], comparison._less_is_better(key)
+    )
+
+
+def _words(line: comparison._Line) -> dict[str, str]:
+    """The overrides of a setting: dotted key → value as text."""
+    return {k: v for k, _, v in (word.partition("=") for word in shlex.split(line.setting[2]))}
+
+
+def _names(lines: Sequence[comparison._Line]) -> dict[str, str]:
+    """Dotted key → its name in pictures: λ for a weight, else its shortest telling end."""
+    keys = list(dict.fromkeys(key for line in lines for key in _words(line)))
+    weights = [key for key in keys if key.endswith(".weight")]
+    names = units.short_keys(keys)
+    for key in keys:
+        if key in weights:
+            names[key] = "λ" if len(weights) == 1 else f"λ of {key.split('.')[-2]}"
+        elif key.endswith(".embedding_dim"):
+            names[key] = "dim"
+    unique = len({*names.values(), *_WHO}) == len(names) + len(_WHO)
+    return names if unique else {key: key for key in keys}
+
+
+def _labels(lines: Sequence[comparison._Line], names: Mapping[str, str]) -> dict[Any, str]:
+    """Setting → what tells it from the others: experiment, variant, overrides."""
+    variant, common = comparison._shared([line.setting for line in lines])
+    found = {}
+    alone = len({line.setting[0] for line in lines}) == 1
+    for line in lines:
+        own = {k: v for k, v in _words(line).items() if f"{k}={v}" not in common}
+        words = [
+            *([] if alone and own else [line.setting[0]]),
+            *([line.setting[1]] if line.setting[1] not in ("", variant) else []),
+            *(f"{names[k]}={v}" for k, v in own.items()),
+        ]
+        found[line.setting] = " ".join(words)
+    return found
+
+
+def _setting(line: comparison._Line, label: str, names: Mapping[str, str], key: str) -> Setting:
+    factor = comparison._form(key)[0]
+    experiment, variant, _ = line.setting
+    at: dict[str, Value] = {"experiment": experiment, "variant": variant}
+    at |= {names[k]: _number(v) for k, v in _words(line).items()}
+    return Setting(
+        label=label,
+        at=at,
+        values={one: factor * value for one, value in line.values.items()},
+        why=line.why,
+        others={name: _others(line, name) for name in _BESIDE},
+    )
+
+
+def _others(line: comparison._Line, name: str) -> dict[int, float]:
+    """Another figure of the runs that are counted."""
+    found = {seed(row): figure(row, name) for row in line.rows if row["status"] == "done"}
+    return {one: v for one, v in found.items() if v is not None and one in line.values}
+
+
+def _number(text: str) -> Value:
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return value if math.isfinite(value) else text
+
+
+def _verdict(line: comparison._Line, key: str) -> str:
+    """Whether a setting was shown to be better or worse than the baseline."""
+    if line.difference is None or not line.p <= ALPHA:
+        return ""
+    return "better" if (line.difference.mean < 0) == comparison._less_is_better(key) else "worse"
+
+
+# ---- axes ---------------------------------------------------------------------------------------
+
+
+def _groups(study: _Study) -> list[list[Setting]]:
+    """Settings that have the same axes, and differ along one at least."""
+    found: dict[frozenset[str], list[Setting]] = {}
+    for setting in study.settings:
+        found.setdefault(frozenset(setting.at), []).append(setting)
+    groups = [group for group in found.values() if _swept(study, group)]
+    if not groups:
+        raise _NothingError("no override varies within an experiment")
+    return groups
+
+
+def _axes(study: _Study, group: Sequence[Setting]) -> list[Axis]:
+    """What varies among settings of the same axes, numbers first."""
+    axes = []
+    for name in group[0].at:
+        values = {setting.at[name] for setting in group}
+        if len(values) > 1:
+            order = sorted(values, key=lambda v: (isinstance(v, str), v))
+            axes.append(Axis(name, tuple(order)))
+    return sorted(axes, key=lambda axis: not axis.numeric)
+
+
+def _swept(study: _Study, group: Sequence[Setting]) -> list[Axis]:
+    """The axes that vary within one experiment: those that a sweep has chosen."""
+    parts = _by_experiment(group)
+    names = {axis.name for part in parts for axis in _axes(study, part)}
+    return [axis for axis in _axes(study, group) if axis.name in names]
+
+
+def _by_experiment(group: Sequence[Setting]) -> list[list[Setting]]:
+    found: dict[tuple[Value, ...], list[Setting]] = {}
+    for setting in group:
+        found.setdefault(tuple(setting.at[name] for name in _WHO), []).append(setting)
+    return list(found.values())
+
+
+def _suffix(group: Sequence[Setting], groups: Sequence[Any]) -> str:
+    """Tells the files of a group from those of others by its experiments."""
+    if len(groups) == 1:
+        return ""
+    names = sorted({str(setting.at["experiment"]) for setting in group})
+    return f"_{'+'.join(names if len(names) < 3 else [names[0], f'{len(names) - 1}_more'])}"
+
+
+# ---- kinds of pictures --------------------------------------------------------------------------
+
+
+def _forest(study: _Study) -> Iterator[_Drawn]:
+    held = [s for s in study.settings if s.values]
+    shown = held[:_TALLEST]
+    base = next((s for s in held if s.label == study.baseline), None)
+    if base is not None and base not in shown:
+        shown[-1] = base
+    what = "Mean of each setting with its 95 % interval; faint dots are seeds."
+    if len(shown) < len(held):
+        what += f" The best {len(shown)} of {len(held)} settings."
+    if base is not None:
+        tested = sum(line.p == line.p for line in study.lines.values())
+        what += (
+            f" Dashed: {base.label}; colours: paired t test against it over common seeds, "
+            f"p ≤ {ALPHA:g} after Holm over {comparison._runs(tested, 'test')}."
+        )
+    yield _Drawn(
+        "forest",
+        _caption(study, study.settings, what, shown=shown),
+        lambda caption: sweep_plots.forest(
+            shown, study.metric, baseline=base, verdicts=study.verdicts, caption=caption
+        ),
+    )
+
+
+def _lines(study: _Study) -> Iterator[_Drawn]:
+    groups = _groups(study)
+    for group in groups:
+        axes = _axes(study, group)
+        for x in (axis for axis in _swept(study, group) if axis.numeric):
+            yield _along(study, group, x, axes, _suffix(group, groups))
+    if not any(axis.numeric for group in groups for axis in _swept(study, group)):
+        raise _NothingError("no number varies within an experiment")
+
+
+def _along(
+    study: _Study, group: Sequence[Setting], x: Axis, axes: Sequence[Axis], suffix: str
+) -> _Drawn:
+    """The metric along one axis: lines of a grid, or points where other axes vary freely."""
+    others = [axis for axis in axes if axis.name != x.name]
+    roles = _roles(others) if _joined(group, x) else None
+    if roles is None:
+        by = next((a for a in others if a.name in _WHO and len(a.values) <= _MOST), None)
+        roles = {"by": by, "joined": False}
+        what = "each point a setting, its bar the 95 % interval; other axes vary as well"
+    else:
+        what = f"means with a band of 95 %, {_paired(group)}"
+    return _Drawn(
+        f"lines_{_slug(x.name)}{suffix}",
+        _caption(study, group, f"Along {x.name}: {what}.", axes),
+        lambda caption: sweep_plots.lines(group, study.metric, x, caption=caption, **roles),
+    )
+
+
+def _joined(group: Sequence[Setting], x: Axis) -> bool:
+    """Whether most settings have another one that differs from it by x only."""
+    rest = [tuple(v for k, v in s.at.items() if k != x.name) for s in group]
+    counts = Counter(rest)
+    return sum(counts[r] > 1 for r in rest) > len(rest) / 2
+
+
+def _roles(others: Sequence[Axis]) -> dict[str, Any] | None:
+    """Which axis makes lines, and which make panels; None if they are too many."""
+    by = next((axis for axis in others if len(axis.values) <= _MOST), None)
+    panels = sorted((a for a in others if a is not by), key=lambda a: len(a.values))
+    if len(panels) > 2 or (len(panels) == 2 and len(panels[0].values) > 4):
+        return None
+    return {"by": by} | dict(zip(("columns", "rows"), panels, strict=False))
+
+
+def _paired(group: Sequence[Setting]) -> str:
+    """Whether points can be compared seed by seed."""
+    seeds = {frozenset(s.values) for s in group if s.values}
+    if len(seeds) == 1:
+        return "every point over the same seeds (paired)"
+    return "hollow where seeds are missing (not paired with the others)"
+
+
+def _heat_maps(study: _Study) -> Iterator[_Drawn]:
+    reasons = ["one override varies, not two"]
+    parts = [part for group in _groups(study) for part in _by_experiment(group)]
+    grids = [(part, _axes(study, part)) for part in parts]
+    drawn = [(part, axes) for part, axes in grids if len(axes) > 1 and any(s.values for s in part)]
+    found = [(part, axes) for part, axes in drawn if _is_grid(part, axes)]
+    if not found:
+        reasons += ["what was run fills no grid of at most four axes"] if drawn else []
+        raise _NothingError(reasons[-1])
+    for part, axes in found:
+        x, y, *panels = sorted(axes, key=lambda a: (not a.numeric, -len(a.values)))
+        roles = dict(zip(("columns", "rows"), reversed(panels), strict=False))
+        who = " ".join(str(part[0].at[name]) for name in _WHO)
+        name = "heat_maps" if len(found) == 1 else f"heat_maps_{_slug(who)}"
+        what = f"{part[0].at['experiment']}: mean ± half width of the 95 % interval in each cell."
+        yield _Drawn(
+            name,
+            _caption(study, part, what, axes),
+            lambda caption, part=part, x=x, y=y, roles=roles: sweep_plots.heat_maps(
+                part, study.metric, x, y, caption=caption, **roles
+            ),
+        )
+
+
+def _is_grid(part: Sequence[Setting], axes: Sequence[Axis]) -> bool:
+    """Whether settings fill a third of the cells or more, in cells that can be read."""
+    sizes = sorted(len(axis.values) for axis in axes)
+    return len(axes) <= 4 and sizes[-1] <= 12 and 3 * len(part) >= math.prod(sizes)
+
+
+def _parallel(study: _Study) -> Iterator[_Drawn]:
+    groups = [
+        group
+        for group in _groups(study)
+        if len(_axes(study, group)) > 2 and sum(bool(s.values) for s in group) > 1
+    ]
+    if not groups:
+        raise _NothingError("fewer than three axes vary")
+    for group in groups:
+        axes = _axes(study, group)
+        what = "A curve for each setting, its colour the mean: dark is better; the best is thick."
+        yield _Drawn(
+            f"parallel{_suffix(group, groups)}",
+            _caption(study, group, what, axes),
+            lambda caption, group=group, axes=axes: sweep_plots.parallel(
+                group, study.metric, axes, caption=caption
+            ),
+        )
+
+
+def _pareto(study: _Study) -> Iterator[_Drawn]:
+    return _beside(study, "pareto", SEP)
+
+
+def _speed(study: _Study) -> Iterator[_Drawn]:
+    return _beside(study, "speed", SPEED)
+
+
+def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
+    shown = [s for s in study.settings if s.values and s.others[other]]
+    if not shown or study.key == other:
+        raise _NothingError(f"no run has {other}" if not shown else f"{other} is the metric")
+    what = f"{study.key} and {other}: means with 95 % intervals; blue: no setting beats it in both."
+    if without := sum(bool(s.values) for s in study.settings) - len(shown):
+        what += f" {comparison._runs(without, 'setting')} without {other}."
+    yield _Drawn(
+        name,
+        _caption(study, study.settings, what, shown=shown),
+        lambda caption: sweep_plots.tradeoff(
+            shown, study.metric, other, _BESIDE[other], caption=caption
+        ),
+    )
+
+
+_MOST = sweep_plots.MOST_LINES
+KINDS: dict[str, Callable[[_Study], Iterator[_Drawn]]] = {
+    "forest": _forest,
+    "lines": _lines,
+    "heat_maps": _heat_maps,
+    "parallel": _parallel,
+    "pareto": _pareto,
+    "speed": _speed,
+}
+
+
+# ---- captions -----------------------------------------------------------------------------------
+
+
+def _caption(
+    study: _Study,
+    planned: Sequence[Setting],
+    what: str,
+    axes: Sequence[Axis] = (),
+    *,
+    shown: Sequence[Setting] = (),
+) -> str:
+    """One line: what it is, the metric, n, seeds, conditions, and the runs that are missing.
+
+    Args:
+        study: of the settings.
+        planned: what would be shown if all had run.
+        what: how to read the picture.
+        axes: whose keys are told.
+        shown: what is shown; all of the planned that have a mean if empty.
+    """
+    shown = shown or [s for s in planned if s.values]
+    lines = [study.lines[setting.label] for setting in planned]
+    done = [r for s in shown for r in study.lines[s.label].rows if seed(r) in s.values]
+    variant, common = comparison._shared([line.setting for line in lines])
+    words = [
+        f"{study.key} over {_counted(shown)}",
+        *([f"variant {variant}"] if variant else []),
+        *([f"all with {' '.join(common)}"] if common else []),
+        *(
+            f"{a.name}: {study.keys[a.name]}"
+            for a in axes
+            if study.keys.get(a.name, a.name) != a.name
+        ),
+        comparison._tally("device", "devices", [str(row["device"]) for row in done]),
+        comparison._tally("commit", "commits", [str(row["commit"])[:7] for row in done]),
+        *_missing(lines),
+    ]
+    return f"{what} {'; '.join(words)}."
+
+
+def _counted(shown: Sequence[Setting]) -> str:
+    """How many settings, seeds, and how many seeds each."""
+    counts = sorted({len(setting.values) for setting in shown})
+    seeds = " ".join(map(str, sorted({one for setting in shown for one in setting.values})))
+    text = f"{comparison._runs(len(shown), 'setting')}, seeds {seeds}, n = {counts[0]}"
+    text += f" to {counts[-1]}" if len(counts) > 1 else " each"
+    if counts[-1] == 1:
+        return f"{text}, so no intervals"
+    return text
+
+
+def _missing(lines: Sequence[comparison._Line]) -> list[str]:
+    """The runs that are not complete, and the settings that must not be averaged."""
+    absent = sum(comparison._kind(row) != "done" for line in lines for row in line.rows)
+    mixed = sum(line.why.startswith("not averaged") for line in lines)
+    found = [f"{comparison._runs(absent)} not complete"] if absent else []
+    return found + ([f"{comparison._runs(mixed, 'setting')} not averaged"] if mixed else [])
+
+
+def _slug(text: str) -> str:
+    """A text as a file can be called."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text.replace("λ", "lambda")).strip("_")
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Draws what `argv` (without the program's name) asks for.
+
+    Raises:
+        ValueError: an option, a path or a file that does not fit, or nothing to draw.
+    """
+    parser = _Parser(prog="python -m launch.figures", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("runs", type=pathlib.Path, nargs="+", metavar="RUNS", help="folders or CSVs")
+    add("--out", type=pathlib.Path, required=True, metavar="FOLDER", help="for the pictures")
+    add("--metric", default="/accuracy", metavar="END", help="end of a figure's name (%(default)s)")
+    add("--baseline", default="", metavar="SETTING", help='"arcface" or "arcface:data=small m=0.3"')
+    add("--only", nargs="+", default=(), choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    options = parser.parse_args(argv)
+    rows = gather(options.runs)
+    pictures, reasons = draw(
+        rows, options.out, metric=options.metric, baseline=options.baseline, only=options.only
+    )
+    for picture in pictures:
+        print(f"{picture.path}: {picture.caption}", flush=True)
+    for reason in [
+        *(reasons if options.only else []),
+        *comparison.problems(rows, metric=options.metric),
+    ]:
+        print(reason, file=sys.stderr)
+
+
+def main() -> None:
+    """The command: `run`, with one line for an error that its user can mend."""
+    try:
+        run(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"marginface: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
