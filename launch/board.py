@@ -1,12 +1,16 @@
 """What a person sees while a sweep lasts: how many are done, which run, which failed, how long."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 
 from launch import units as sweeps
 from launch.units import Unit
+
+
+_SHOWN = 6  # units of a kind
 
 
 class Board:
@@ -48,10 +52,13 @@ class Board:
         self._shown = time.monotonic()
         self._erase()
         lines = [self.line()]
-        for title, unit in self._running.items():
+        for title, unit in list(self._running.items())[:_SHOWN]:
             lines.append(f"  running  {title}  step {sweeps.state(unit.folder).step}")
-        lines += [f"  failed   {failure}" for failure in self._failed[-5:]]
-        print("\n".join(line[:150] for line in lines), flush=True)
+        if len(self._running) > _SHOWN:
+            lines.append(f"  and {len(self._running) - _SHOWN} more")
+        lines += [f"  failed   {failure}" for failure in self._failed[-_SHOWN:]]
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be erased
+        print("\n".join(line[:width] for line in lines), flush=True)
         self._lines = len(lines)
 
     def line(self) -> str:

@@ -30,11 +30,10 @@ from launch.comparison import ALPHA
 from launch.rows import Row, figure, gather, seed
 from marginface.report import sweep_plots
 from marginface.report.plots import Picture
-from marginface.report.sweep_plots import Axis, Metric, Setting, Value
+from marginface.report.sweep_plots import MOST_LINES, WHO, Axis, Metric, Setting, Value
 
 SEP, SPEED = "prototypes/sep_mean", "time/examples_per_s"
 _BESIDE = {SEP: Metric("mean Sep", less=True), SPEED: Metric("training images per second")}
-_WHO = ("experiment", "variant")
 _TALLEST = 60  # settings that one interval plot shows
 
 
@@ -90,12 +89,14 @@ def draw(
         ValueError: no such metric or baseline, or there is nothing to draw at all.
     """
     study = _study(rows, metric, baseline)
-    pictures, reasons = [], []
-    for kind in only or KINDS:
+    pictures, reasons, names = [], [], Counter()
+    for kind in dict.fromkeys(only or KINDS):
         try:
             for drawn in KINDS[kind](study):
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{drawn.name}.png"
+                names[drawn.name] += 1
+                again = f"_{names[drawn.name]}" if names[drawn.name] > 1 else ""
+                path = folder / f"{drawn.name}{again}.png"
                 sweep_plots.save(drawn.make(drawn.caption), path)
                 pictures.append(Picture(path, drawn.caption))
         except _NothingError as error:
@@ -156,7 +157,7 @@ def _names(lines: Sequence[comparison._Line]) -> dict[str, str]:
             names[key] = "λ" if len(weights) == 1 else f"λ of {key.split('.')[-2]}"
         elif key.endswith(".embedding_dim"):
             names[key] = "dim"
-    unique = len({*names.values(), *_WHO}) == len(names) + len(_WHO)
+    unique = len({*names.values(), *WHO}) == len(names) + len(WHO)
     return names if unique else {key: key for key in keys}
 
 
@@ -246,7 +247,7 @@ def _swept(study: _Study, group: Sequence[Setting]) -> list[Axis]:
 def _by_experiment(group: Sequence[Setting]) -> list[list[Setting]]:
     found: dict[tuple[Value, ...], list[Setting]] = {}
     for setting in group:
-        found.setdefault(tuple(setting.at[name] for name in _WHO), []).append(setting)
+        found.setdefault(tuple(setting.at[name] for name in WHO), []).append(setting)
     return list(found.values())
 
 
@@ -267,7 +268,7 @@ def _forest(study: _Study) -> Iterator[_Drawn]:
     base = next((s for s in held if s.label == study.baseline), None)
     if base is not None and base not in shown:
         shown[-1] = base
-    what = "Mean of each setting with its 95 % interval; faint dots are seeds."
+    what = "Mean of each setting with its 95 % interval; small strokes are seeds."
     if len(shown) < len(held):
         what += f" The best {len(shown)} of {len(held)} settings."
     if base is not None:
@@ -301,16 +302,19 @@ def _along(
     """The metric along one axis: lines of a grid, or points where other axes vary freely."""
     others = [axis for axis in axes if axis.name != x.name]
     roles = _roles(others) if _joined(group, x) else None
+    joined = roles is not None
     if roles is None:
-        by = next((a for a in others if a.name in _WHO and len(a.values) <= _MOST), None)
-        roles = {"by": by, "joined": False}
+        few = (a for a in others if a.name in WHO and len(a.values) <= MOST_LINES)
+        roles = {"by": next(few, None)}
         what = "each point a setting, its bar the 95 % interval; other axes vary as well"
     else:
-        what = f"means with a band of 95 %, {_paired(group)}"
+        what = f"means with bands of 95 % over seeds (Student t), {_paired(group)}"
     return _Drawn(
         f"lines_{_slug(x.name)}{suffix}",
         _caption(study, group, f"Along {x.name}: {what}.", axes),
-        lambda caption: sweep_plots.lines(group, study.metric, x, caption=caption, **roles),
+        lambda caption: sweep_plots.lines(
+            group, study.metric, x, joined=joined, caption=caption, **roles
+        ),
     )
 
 
@@ -321,9 +325,9 @@ def _joined(group: Sequence[Setting], x: Axis) -> bool:
     return sum(counts[r] > 1 for r in rest) > len(rest) / 2
 
 
-def _roles(others: Sequence[Axis]) -> dict[str, Any] | None:
+def _roles(others: Sequence[Axis]) -> dict[str, Axis | None] | None:
     """Which axis makes lines, and which make panels; None if they are too many."""
-    by = next((axis for axis in others if len(axis.values) <= _MOST), None)
+    by = next((axis for axis in others if len(axis.values) <= MOST_LINES), None)
     panels = sorted((a for a in others if a is not by), key=lambda a: len(a.values))
     if len(panels) > 2 or (len(panels) == 2 and len(panels[0].values) > 4):
         return None
@@ -350,7 +354,7 @@ def _heat_maps(study: _Study) -> Iterator[_Drawn]:
     for part, axes in found:
         x, y, *panels = sorted(axes, key=lambda a: (not a.numeric, -len(a.values)))
         roles = dict(zip(("columns", "rows"), reversed(panels), strict=False))
-        who = " ".join(str(part[0].at[name]) for name in _WHO)
+        who = " ".join(str(part[0].at[name]) for name in WHO)
         name = "heat_maps" if len(found) == 1 else f"heat_maps_{_slug(who)}"
         what = f"{part[0].at['experiment']}: mean ± half width of the 95 % interval in each cell."
         yield _Drawn(
@@ -400,7 +404,10 @@ def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
     shown = [s for s in study.settings if s.values and s.others[other]]
     if not shown or study.key == other:
         raise _NothingError(f"no run has {other}" if not shown else f"{other} is the metric")
-    what = f"{study.key} and {other}: means with 95 % intervals; blue: no setting beats it in both."
+    what = f"{study.key} and {other}: means with 95 % intervals, named where there is room; "
+    what += "blue: the means that none beats in both."
+    if other == SPEED:
+        what += " Runs that trained in one program share its time."
     if without := sum(bool(s.values) for s in study.settings) - len(shown):
         what += f" {comparison._runs(without, 'setting')} without {other}."
     yield _Drawn(
@@ -412,7 +419,6 @@ def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
     )
 
 
-_MOST = sweep_plots.MOST_LINES
 KINDS: dict[str, Callable[[_Study], Iterator[_Drawn]]] = {
     "forest": _forest,
     "lines": _lines,
@@ -457,10 +463,14 @@ def _caption(
             if study.keys.get(a.name, a.name) != a.name
         ),
         comparison._tally("device", "devices", [str(row["device"]) for row in done]),
-        comparison._tally("commit", "commits", [str(row["commit"])[:7] for row in done]),
+        comparison._tally("commit", "commits", [_commit(row) for row in done]),
         *_missing(lines),
     ]
     return f"{what} {'; '.join(words)}."
+
+
+def _commit(row: Row) -> str:
+    return re.sub(r"^([0-9a-f]{7})[0-9a-f]{33}", r"\1", str(row["commit"]))
 
 
 def _counted(shown: Sequence[Setting]) -> str:
@@ -471,15 +481,22 @@ def _counted(shown: Sequence[Setting]) -> str:
     text += f" to {counts[-1]}" if len(counts) > 1 else " each"
     if counts[-1] == 1:
         return f"{text}, so no intervals"
-    return text
+    equal = any(len(s.values) > 1 and math.isnan(sweep_plots.interval(s.values)[1]) for s in shown)
+    return f"{text}, no interval where all seeds gave one figure" if equal else text
 
 
 def _missing(lines: Sequence[comparison._Line]) -> list[str]:
     """The runs that are not complete, and the settings that must not be averaged."""
-    absent = sum(comparison._kind(row) != "done" for line in lines for row in line.rows)
-    mixed = sum(line.why.startswith("not averaged") for line in lines)
-    found = [f"{comparison._runs(absent)} not complete"] if absent else []
-    return found + ([f"{comparison._runs(mixed, 'setting')} not averaged"] if mixed else [])
+    done = [sum(comparison._kind(row) == "done" for row in line.rows) for line in lines]
+    mixed = [line.why.startswith("not averaged") for line in lines]
+    absent = sum(len(line.rows) for line in lines) - sum(done)
+    without = sum(n - len(x.values) for n, x, m in zip(done, lines, mixed, strict=True) if not m)
+    texts = {
+        f"{comparison._runs(absent)} not complete": absent,
+        f"{comparison._runs(without)} without the figure": without,
+        f"{comparison._runs(sum(mixed), 'setting')} not averaged": sum(mixed),
+    }
+    return [text for text, count in texts.items() if count]
 
 
 def _slug(text: str) -> str:

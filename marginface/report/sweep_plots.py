@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis as Ruler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -41,10 +40,14 @@ from marginface.report.tables import number
 from marginface.typing import Bool, Float
 
 Value = float | str
+WHO = ("experiment", "variant")  # axes whose values speak for themselves
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, "#000000")
 _MARKERS = "os^Dv*"
 MOST_LINES = len(_COLOURS)  # that one panel holds
+_VERDICTS = {"": "#444444", "better": BLUE, "worse": VERMILION}
 _DARK_IS_BETTER = "YlGnBu"
+_MOST_TICKS = 8  # that are the values themselves
+_MOST_WRITTEN = 560  # characters of names beside points
 _CELLS = 12  # of a heat map that stand beside each other and can be read
 
 
@@ -123,27 +126,27 @@ def lines(
     """The metric along an axis with a band of 95 %.
 
     Args:
-        settings: those with a mean are drawn.
+        settings: where one has no mean, its line has a gap.
         metric: what stands upwards.
         x: numbers.
         by: a line for each of its values.
         columns: a panel for each of its values.
         rows: a row of panels for each of its values.
-        joined: False for points alone, where no two settings differ by x only.
+        joined: by lines; False where no two settings differ by x only.
         caption: below the panels.
     """
-    figure, panels = _panels(columns, rows, height=2.5)
+    figure, panels = _panels(columns, rows, height=2.5, most=4 if rows else 3)
     seeds = max(len(s.values) for s in settings)
     for panel in panels:
-        held = [s for s in settings if s.values and _lies(s, panel.part)]
-        for i, value in enumerate(by.values if by else (None,)):
+        held = [s for s in settings if _lies(s, panel.part)]
+        for i, value in enumerate(by.values if by else ("",)):
             own = [s for s in held if by is None or s.at[by.name] == value]
-            label = None if by is None else _equals(by, value)
+            label = _equals(by, value) if by else None
             if joined:
                 _band(panel.axes, own, x, i, label, seeds)
             else:
                 _points(panel.axes, own, x, i, label)
-        if not held:
+        if not any(s.values for s in held):
             _blank(panel.axes, "not run")
         _ruler(panel.axes, x, width=panel.width - 0.9)
         panel.axes.set_ylabel(metric.heading if panel.left else "")
@@ -157,7 +160,10 @@ def lines(
 def _band(
     axes: Axes, own: Sequence[Setting], x: Axis, i: int, label: str | None, seeds: int
 ) -> None:
-    """One line: means, hollow where there are fewer seeds, and around them the band."""
+    """One line: means, hollow where there are fewer seeds, and around them the band.
+
+    Where nothing was measured there is a gap.
+    """
     own = sorted(own, key=lambda s: float(s.at[x.name]))
     points = [(float(s.at[x.name]), *interval(s.values)) for s in own]
     at, mean, half = np.array(points, float).reshape(-1, 3).T
@@ -166,16 +172,23 @@ def _band(
     axes.plot(at, mean, label=label, linewidth=1.8, **style)
     lacking = [len(s.values) < seeds for s in own]
     axes.plot(at[lacking], mean[lacking], linestyle="", markerfacecolor="white", **style)
-    if len(at) > 1:
-        axes.fill_between(at, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0)
-        for edge in (mean - half, mean + half):  # what lies on what can be told by its edges
-            axes.plot(at, edge, color=colour, alpha=0.5, linewidth=0.7)
-    else:
-        axes.errorbar(at, mean, half, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+    axes.fill_between(at, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0)
+    for edge in (mean - half, mean + half):  # what lies on what can be told by its edges
+        axes.plot(at, edge, color=colour, alpha=0.5, linewidth=0.7)
+    alone = _alone(half)
+    bars: dict[str, Any] = {"fmt": "none", "ecolor": colour, "elinewidth": 1, "capsize": 2}
+    axes.errorbar(at[alone], mean[alone], half[alone], **bars)
+
+
+def _alone(values: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Which numbers have none beside them: no band can be drawn there."""
+    there = np.pad(np.isfinite(values), 1)
+    return there[1:-1] & ~there[:-2] & ~there[2:]
 
 
 def _points(axes: Axes, own: Sequence[Setting], x: Axis, i: int, label: str | None) -> None:
     """Settings that no line joins, each with its interval."""
+    own = [s for s in own if s.values]
     at = [float(s.at[x.name]) for s in own]
     mean, half = np.array([interval(s.values) for s in own], float).reshape(-1, 2).T
     colour, marker = _COLOURS[i % MOST_LINES], _MARKERS[i % MOST_LINES]
@@ -199,13 +212,14 @@ def _ruler(axes: Axes, x: Axis, *, width: float) -> None:
     """The scale, and a tick at each value that there is room for."""
     kind, how = scale_of(x.values)
     axes.set_xscale(kind, **how)
-    at = _placed(axes.xaxis, x.values)
+    at = _placed(x.values, x.values)
     span = at[-1] - at[0] or 1.0
     low, high = at[0] - 0.06 * span, at[-1] + 0.06 * span
     axes.set_xlim(*axes.xaxis.get_transform().inverted().transform([low, high]))
     axes.xaxis.set_minor_locator(NullLocator())
     free, ticks = -math.inf, []
-    for value, place in zip(x.values, (at - at[0]) / span * width, strict=True):
+    some = ticks_of(x.values)
+    for value, place in zip(some, (_placed(x.values, some) - at[0]) / span * width, strict=True):
         half = (len(_text(value)) + 1.5) * 0.04  # inches
         if place - half >= free:
             ticks.append(value)
@@ -213,13 +227,28 @@ def _ruler(axes: Axes, x: Axis, *, width: float) -> None:
     axes.set_xticks(ticks, [_text(value) for value in ticks])
 
 
-def _placed(ruler: Ruler, values: Sequence[Value]) -> Float[np.ndarray, "n"]:
-    """Values as places along the scale, evenly spaced ones where they are words."""
+def ticks_of(values: Sequence[Value]) -> Sequence[Value]:
+    """The values themselves, or of many numbers some round ones between them."""
+    if len(values) <= _MOST_TICKS or any(isinstance(value, str) for value in values):
+        return values
+    numbers = np.array(values, float)
+    if scale_of(values)[0] == "linear":
+        found = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(numbers.min(), numbers.max())
+    else:
+        ends = np.log10([numbers[numbers > 0].min(), numbers.max()])
+        decades = 10.0 ** np.arange(np.floor(ends[0]), np.ceil(ends[1]) + 1)
+        steps = (1.0,) if np.ptp(ends) > 2 else (1.0, 2.0, 5.0)
+        found = np.append(np.outer(decades, steps), 0.0)
+    return [float(f"{v:.6g}") for v in np.unique(found) if numbers.min() <= v <= numbers.max()]
+
+
+def _placed(values: Sequence[Value], some: Sequence[Value]) -> Float[np.ndarray, "n"]:
+    """Where some values lie along the scale of all, evenly spaced if these are words."""
     if any(isinstance(value, str) for value in values):
-        return np.arange(len(values), dtype=float)
+        return np.array([list(values).index(value) for value in some], float)
     kind, how = scale_of(values)
-    transform = scale_factory(kind, ruler, **how).get_transform()
-    return np.asarray(transform.transform(np.array(values, float)))
+    transform = scale_factory(kind, Figure().subplots().xaxis, **how).get_transform()
+    return np.asarray(transform.transform(np.array(some, float)))
 
 
 # ---- cells --------------------------------------------------------------------------------------
@@ -249,7 +278,9 @@ def heat_maps(
     """
     beside = max(1, _CELLS // len(x.values))
     height = 0.45 * len(y.values) + 0.7
-    figure, panels = _panels(columns, rows, height=height, most=beside, sharex=False)
+    figure, panels = _panels(columns, rows, height=height, most=beside)
+    across = len(x.values) * sum(panel.bottom for panel in panels)
+    figure.set_figwidth(min(_WIDTH, max(4.5, 1.6 + 0.9 * across)))
     means = [interval(s.values)[0] for s in settings if s.values]
     colours = matplotlib.colormaps[_DARK_IS_BETTER + "_r" * metric.less]
     norm = Normalize(min(means), max(means))
@@ -319,7 +350,7 @@ def parallel(
     ticks = [t for t in ruler.tick_values(means.min(), means.max()) if _within(t, means)]
     figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
-    heights = [_node_heights(axes, drawn, axis) for axis in axes_of]
+    heights = [_node_heights(drawn, axis) for axis in axes_of]
     heights.append(_unit(means, means.min(), means.max()))
     colours = matplotlib.colormaps[_DARK_IS_BETTER]
     steps = np.linspace(0, 1, 25)
@@ -330,7 +361,8 @@ def parallel(
         colour = colours(0.3 + 0.7 * i / max(1, len(drawn) - 1))
         axes.plot(x, y, color=colour, linewidth=2.6 if i == len(drawn) - 1 else 1.3, zorder=2)
     for k, axis in enumerate(axes_of):
-        _upright(axes, k, axis.name, _unit_places(axes, axis.values), map(_text, axis.values), -1)
+        some = ticks_of(axis.values)
+        _upright(axes, k, axis.name, _unit_places(axis.values, some), map(_text, some), -1)
     at = _unit(np.array(ticks), means.min(), means.max())
     _upright(axes, len(axes_of), metric.heading, at, map(_text, ticks), 1)
     axes.set(xlim=(-0.25, len(axes_of) + 0.25), ylim=(-0.06, 1.06))
@@ -339,9 +371,9 @@ def parallel(
     return figure
 
 
-def _node_heights(axes: Axes, drawn: Sequence[Setting], axis: Axis) -> Float[np.ndarray, "n"]:
+def _node_heights(drawn: Sequence[Setting], axis: Axis) -> Float[np.ndarray, "n"]:
     """Where each setting crosses an axis: those with one value side by side in their order."""
-    places = _unit_places(axes, axis.values)
+    places = _unit_places(axis.values, axis.values)
     room = 0.5 * float(np.diff(np.sort(places)).min(initial=1.0))
     found = np.zeros(len(drawn))
     for value, place in zip(axis.values, places, strict=True):
@@ -351,10 +383,10 @@ def _node_heights(axes: Axes, drawn: Sequence[Setting], axis: Axis) -> Float[np.
     return found
 
 
-def _unit_places(axes: Axes, values: Sequence[Value]) -> Float[np.ndarray, "n"]:
-    """Places along the scale from 0 to 1, without room at the ends."""
-    at = _placed(axes.xaxis, values)
-    return 0.04 + 0.92 * _unit(at, at.min(), at.max())
+def _unit_places(values: Sequence[Value], some: Sequence[Value]) -> Float[np.ndarray, "n"]:
+    """Places of some values along the scale of all, which goes from 0.08 to 0.92."""
+    at = _placed(values, values)
+    return 0.08 + 0.84 * _unit(_placed(values, some), at.min(), at.max())
 
 
 def _unit(values: np.ndarray, low: float, high: float) -> Float[np.ndarray, "n"]:
@@ -388,17 +420,17 @@ def tradeoff(
     other: str,
     beside: Metric,
     *,
-    most: int = 40,
     caption: str = "",
 ) -> Figure:
     """The metric over another figure, with intervals of both, and the Pareto front.
+
+    All settings are named if there is room for that, else those of the front.
 
     Args:
         settings: those that have both are drawn.
         metric: upwards.
         other: a name in `Setting.others`.
         beside: how that figure is called, and whether less of it is better.
-        most: settings that are all named; of more, those of the front are.
         caption: below.
     """
     drawn = [s for s in settings if s.values and s.others.get(other)]
@@ -409,19 +441,21 @@ def tradeoff(
     axes = figure.subplots()
     axes.errorbar(x, y, tall, wide, fmt="none", ecolor=GREY, elinewidth=0.8, alpha=0.45, zorder=1)
     axes.plot(x[~best], y[~best], "o", color=GREY, markersize=5, zorder=3)
-    order = np.argsort(x[best])
-    where = "post" if beside.less else "pre"
-    axes.step(x[best][order], y[best][order], where=where, color=BLUE, linewidth=1.2, zorder=2)
     axes.plot(x[best], y[best], "o", color=BLUE, markersize=7, zorder=4, label="Pareto front")
+    order = np.flatnonzero(best)[np.argsort(x[best])]
+    where = "post" if beside.less else "pre"
+    axes.step(x[order], y[order], where=where, color=BLUE, linewidth=1.2, zorder=2)
     _plain_log(axes, x)
-    axes.set_xlabel(f"{beside.heading}, {'less' if beside.less else 'more'} is better")
-    axes.set_ylabel(f"{metric.heading}, {'less' if metric.less else 'more'} is better")
+    axes.set_xlabel(_better(beside))
+    axes.set_ylabel(_better(metric))
     _legend(figure, axes)
     _foot(figure, caption)
-    named = [int(i) for i in np.argsort(~best, kind="stable") if best[i] or len(drawn) <= most]
-    arms = np.nan_to_num(np.concatenate([_arms(x, y, wide, 0 * tall), _arms(x, y, 0 * wide, tall)]))
-    texts = {i: drawn[i].label for i in named}
-    _name_points(figure, axes, np.stack([x, y], axis=1), arms, texts, best)
+    room = sum(len(s.label) for s in drawn) <= _MOST_WRITTEN
+    texts = {int(i): drawn[i].label for i in np.argsort(~best, kind="stable") if best[i] or room}
+    front = _stair(x[order], y[order], first_across=beside.less)
+    wide, tall = np.nan_to_num(wide), np.nan_to_num(tall)
+    avoided = [_arms(x, y, wide, 0 * y), _arms(x, y, 0 * x, tall), front, front]
+    _name_points(figure, axes, np.stack([x, y], axis=1), np.concatenate(avoided), texts, best)
     return figure
 
 
@@ -438,16 +472,31 @@ def pareto_front(
     x, y = (-v if down else v for v, down in zip((x, y), less, strict=True))
     no_worse = (x[:, None] <= x) & (y[:, None] <= y)
     better = (x[:, None] < x) | (y[:, None] < y)
-    return ~(no_worse & better).any(axis=1)
+    return np.array(~(no_worse & better).any(axis=1), bool)
 
 
 def _plain_log(axes: Axes, x: np.ndarray) -> None:
     """A log axis where values span a decade, with few ticks that read as plain numbers."""
-    axes.set_xscale(scale_of(x)[0] if x.min() > 0 else "linear")
-    if axes.get_xscale() == "log":
+    if x.min() > 0 and scale_of(x)[0] == "log":
+        axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
         axes.xaxis.set_minor_locator(NullLocator())
+    elif x.min() > 0:  # an interval may reach below 0, the figure cannot
+        axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+
+
+def _better(metric: Metric) -> str:
+    return f"{metric.heading}, {'less' if metric.less else 'more'} is better"
+
+
+def _stair(x: np.ndarray, y: np.ndarray, *, first_across: bool) -> np.ndarray:
+    """The boxes [2 (n − 1), 4] of a stair's lines through points from left to right."""
+    corners = np.stack((x[1:], y[:-1]) if first_across else (x[:-1], y[1:]), axis=1)
+    points = np.stack([x, y], axis=1)
+    low, high = np.minimum, np.maximum
+    ends = (points[:-1], points[1:])
+    return np.concatenate([np.hstack([low(corners, e), high(corners, e)]) for e in ends])
 
 
 def _arms(x: np.ndarray, y: np.ndarray, wide: np.ndarray, tall: np.ndarray) -> np.ndarray:
@@ -464,6 +513,8 @@ def _name_points(
     bold: Bool[np.ndarray, "n"],
 ) -> None:
     """Writes each text at the nearest place where it covers no other text, point or leader.
+
+    A text that finds no place is left out.
 
     Args:
         figure: laid out but for the texts.
@@ -483,8 +534,12 @@ def _name_points(
         style: dict[str, Any] = {"size": 8, "color": BLUE if bold[i] else "#333333"}
         written = axes.annotate(text, points[i], (0, 0), textcoords="offset pixels", **style)
         written.set_in_layout(False)
-        size = written.get_window_extent(renderer).size
-        middle, box = _free_place(at[i], size + 4, taken, corners, axes.bbox.extents)
+        size = np.array(written.get_window_extent(renderer).size) + 4
+        found = _free_place(at[i], size, taken, corners, axes.bbox.extents, len(at))
+        if found is None:
+            written.remove()
+            continue
+        middle, box = found
         written.set(position=middle - at[i], ha="center", va="center")
         edge = np.clip(at[i], box[:2], box[2:])
         if np.linalg.norm(edge - at[i]) > 14:
@@ -498,11 +553,12 @@ def _name_points(
 
 
 def _free_place(
-    point: np.ndarray, size: np.ndarray, taken: np.ndarray, soft: np.ndarray, frame: Any
-) -> tuple[np.ndarray, np.ndarray]:
+    point: np.ndarray, size: np.ndarray, taken: np.ndarray, soft: np.ndarray, frame: Any, n: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Middle and box of a text of this size: near its point, on nothing taken, in the frame.
 
-    An interval that it would cover counts as much as 30 pixels of distance, a taken place as 1,000.
+    An interval that it would cover counts as much as 30 pixels of distance, a text or point (the
+    first n that are taken) that its leader would cross as 100. None where all is taken.
     """
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     gap = np.array([12.0, 18, 26, 36, 50, 68, 90, 120, 160])[:, None]
@@ -510,8 +566,15 @@ def _free_place(
     middles = point + away.reshape(-1, 2)
     boxes = np.concatenate([middles - size / 2, middles + size / 2], axis=1)
     outside = (boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1)
-    cost = np.repeat(gap[:, 0], len(angle)) + 1e6 * outside
-    cost += 1e3 * _overlaps(boxes, taken) + 30 * _overlaps(boxes, soft)
+    free = ~outside & (_overlaps(boxes, taken) == 0)
+    if not free.any():
+        return None
+    cost = np.where(free, np.repeat(gap[:, 0], len(angle)), np.inf) + 30 * _overlaps(boxes, soft)
+    edges = np.clip(point, boxes[:, :2], boxes[:, 2:])
+    others = np.concatenate([taken[:n][(np.abs(taken[:n, :2] - point + 9) > 1).any(1)], taken[n:]])
+    for share in np.linspace(0.1, 1, 10):
+        bead = point + share * (edges - point)
+        cost += 100 * _overlaps(np.concatenate([bead, bead], axis=1), others)
     least = int(np.argmin(cost))
     return middles[least], boxes[least]
 
@@ -534,7 +597,7 @@ def forest(
     verdicts: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Figure:
-    """Each setting's mean with its interval, the best above; each seed a faint dot.
+    """Each setting's mean with its interval, the best above; each seed a small stroke.
 
     Args:
         settings: those with a mean are drawn.
@@ -552,20 +615,22 @@ def forest(
         mean, half = interval(setting.values)
         colour = _VERDICTS[(verdicts or {}).get(setting.label, "")]
         seeds = list(setting.values.values())
-        axes.plot(seeds, [place] * len(seeds), "o", color=colour, markersize=3, alpha=0.35)
         axes.errorbar(mean, place, xerr=half, color=colour, elinewidth=1.6, capsize=2.5)
-        axes.plot(mean, place, "o", color=colour, markersize=5.5, zorder=3)
+        axes.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=5, alpha=0.6)
+        axes.plot(mean, place, "o", color=colour, markersize=6, zorder=3)
     if baseline is not None:
         axes.axvline(interval(baseline.values)[0], color="black", linewidth=1, linestyle="--")
         axes.plot([], [], "--", color="black", linewidth=1, label=f"baseline: {baseline.label}")
+        given = {(verdicts or {}).get(s.label, "") for s in drawn}
         for verdict, colour in _VERDICTS.items():
-            axes.plot([], [], "o", color=colour, label=verdict or "no difference shown")
+            if verdict in given:
+                axes.plot([], [], "o", color=colour, label=verdict or "no difference shown")
         _legend(figure, axes)
     axes.grid(False, axis="y")
     axes.set_ylim(0.3, len(drawn) + 0.7)
     axes.set_yticks(places, [s.label for s in drawn], size=9)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"{metric.heading}, {'less' if metric.less else 'more'} is better")
+    axes.set_xlabel(_better(metric))
     right = axes.twinx()
     right.set_ylim(*axes.get_ylim())
     right.set_yticks(places, [_mean(s, metric) for s in drawn], size=9)
@@ -574,9 +639,6 @@ def forest(
     right.spines["left"].set_visible(False)
     _foot(figure, caption)
     return figure
-
-
-_VERDICTS = {"": "#444444", "better": BLUE, "worse": VERMILION}
 
 
 # ---- parts of pictures --------------------------------------------------------------------------
@@ -593,28 +655,24 @@ class _Panel(NamedTuple):
 
 
 def _panels(
-    columns: Axis | None,
-    rows: Axis | None,
-    *,
-    height: float,
-    most: int = 3,
-    sharex: bool = True,
+    columns: Axis | None, rows: Axis | None, *, height: float, most: int
 ) -> tuple[Figure, list[_Panel]]:
-    """A panel for each value, in rows if there is one axis only and it has many values."""
+    """A panel for each value or pair of values; at most so many beside each other."""
     axes_of = [axis for axis in (rows, columns) if axis is not None]
     parts = [dict(zip((a.name for a in axes_of), at, strict=True)) for at in _product(axes_of)]
-    wide = min(len(parts), most) if len(axes_of) < 2 else len(axes_of[1].values)
-    high = math.ceil(len(parts) / wide)
+    in_row = len(columns.values) if rows and columns else len(parts)
+    high = len(parts) // in_row if in_row <= most else math.ceil(len(parts) / most)
+    wide = math.ceil(len(parts) / high)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
     figure = Figure(figsize=(_WIDTH, 1.2 + height * high), layout=layout)
-    grid = figure.subplots(high, wide, squeeze=False, sharex=sharex, sharey=True).ravel()
+    grid = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).ravel()
     for unused in grid[len(parts) :]:
         unused.remove()
     panels = []
     for i, (axes, part) in enumerate(zip(grid, parts, strict=False)):
-        axes.tick_params(labelbottom=i + wide >= len(parts))
-        axes.set_title(", ".join(_equals(a, part[a.name]) for a in axes_of), size=10)
         bottom = i + wide >= len(parts)
+        axes.tick_params(labelbottom=bottom)
+        axes.set_title(", ".join(_equals(a, part[a.name]) for a in axes_of), size=10)
         panels.append(_Panel(axes, part, i % wide == 0, bottom, _WIDTH / wide))
     return figure, panels
 
@@ -632,14 +690,15 @@ def _blank(axes: Axes, text: str) -> None:
 
 
 def _foot(figure: Figure, text: str) -> None:
-    lines = textwrap.fill(text, 140)
+    lines = textwrap.fill(text, int(17.5 * figure.get_figwidth()))
     figure.supxlabel(lines, x=0.01, ha="left", size=7.5, color=GREY)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
     """Above the panels, where it covers nothing, in as many columns as there is room for."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, 100 // (max(map(len, labels)) + 8))
+    columns = max(1, 110 // (max(map(len, labels)) + 7))
+    columns = len(labels) if sum(map(len, labels)) + 7 * len(labels) < 110 else columns
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
@@ -648,10 +707,7 @@ def _text(value: Value) -> str:
 
 
 def _equals(axis: Axis, value: Value) -> str:
-    return _text(value) if axis.name in _WORDS else f"{axis.name} = {_text(value)}"
-
-
-_WORDS = ("experiment", "variant")  # axes whose values speak for themselves
+    return _text(value) if axis.name in WHO else f"{axis.name} = {_text(value)}"
 
 
 def _mean(setting: Setting, metric: Metric, *, between: str = " ± ") -> str:
