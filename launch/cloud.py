@@ -30,6 +30,8 @@ from marginface import metrics
 
 BUCKET_AT = "/runs"
 PYTHON_AT = "$HOME/.marginface"
+PROJECT = r"[a-z][a-z0-9-]{4,28}[a-z0-9]"
+ZONE = r"[a-z]+-[a-z]+\d+-[a-z]"
 
 # What runs on each kind of TPU VM; SkyPilot's own default for v5e is the one for v5p.
 RUNTIMES = {
@@ -110,7 +112,10 @@ state() {{
 }}
 
 delete() {{
-  [ "$(state)" = ABSENT ] || tpus queued-resources delete "$name" --force --quiet
+  tpus queued-resources delete "$name" --force --quiet || [ "$(state)" = ABSENT ] || {{
+    echo "$name is not deleted and may cost money: gcloud compute tpus queued-resources list" >&2
+    return 1
+  }}
 }}
 
 create() {{
@@ -136,21 +141,26 @@ run() {{
 git ls-files -z --cached --others --exclude-standard |
   tar --null --files-from=- --ignore-failed-read -czf "$here/$name.tgz"
 trap delete EXIT
+[ "$(state)" = ABSENT ] || delete
 for _ in $(seq {machines}); do
-  delete  # one that was preempted never comes back by itself
   create
-  its_turn || continue
-  code=0
-  run || code=$?
+  code=255
+  if its_turn; then
+    code=0
+    run || code=$?
+  fi
   case $code in
     0)
       mkdir -p {here}
-      gcloud storage rsync --recursive {there} {here}
+      gcloud storage rsync --recursive \\
+        {there} \\
+        {here}
       exit 0
       ;;
     75 | 255) ;;  # saved, or the connection is lost
     *) if [ "$(state)" = ACTIVE ]; then exit "$code"; fi ;;
   esac
+  delete  # a TPU that was preempted never comes back by itself
 done
 echo "$name: {machines} machines were not enough; the same command continues" >&2
 exit 75
@@ -297,10 +307,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.tpu_engine == "gcloud":
         if not kind:
             raise ValueError("--tpu_engine gcloud is for TPUs: use --tpu_engine sky for GPUs")
-        require("--tpu_zone", options.tpu_zone, r"[a-z]+-[a-z]+\d+-[a-z]", "us-central1-a")
+        require("--tpu_zone", options.tpu_zone, ZONE, "us-central1-a")
         if options.tpu_project:
-            project = r"[a-z][a-z0-9-]{4,28}[a-z0-9]"
-            require("--tpu_project", options.tpu_project, project, "my-project")
+            require("--tpu_project", options.tpu_project, PROJECT, "my-project")
 
 
 def _on_the_machine(unit: Unit, options: argparse.Namespace) -> tuple[str, str]:

@@ -15,7 +15,6 @@ stands at its foot. Only runs that are done count, the others are counted in the
     speed      the metric beside the training images per second
 """
 
-import argparse
 import math
 import pathlib
 import re
@@ -23,11 +22,13 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from launch import comparison, units
 from launch.comparison import ALPHA
 from launch.rows import Row, figure, gather, seed
+from marginface import command
+from marginface.command import Parser
 from marginface.report import sweep_plots
 from marginface.report.plots import Picture
 from marginface.report.sweep_plots import MOST_LINES, WHO, Axis, Metric, Setting, Value
@@ -220,13 +221,13 @@ def _groups(study: _Study) -> list[list[Setting]]:
     found: dict[frozenset[str], list[Setting]] = {}
     for setting in study.settings:
         found.setdefault(frozenset(setting.at), []).append(setting)
-    groups = [group for group in found.values() if _swept(study, group)]
+    groups = [group for group in found.values() if _swept(group)]
     if not groups:
         raise _NothingError("no override varies within an experiment")
     return groups
 
 
-def _axes(study: _Study, group: Sequence[Setting]) -> list[Axis]:
+def _axes(group: Sequence[Setting]) -> list[Axis]:
     """What varies among settings of the same axes, numbers first."""
     axes = []
     for name in group[0].at:
@@ -237,11 +238,11 @@ def _axes(study: _Study, group: Sequence[Setting]) -> list[Axis]:
     return sorted(axes, key=lambda axis: not axis.numeric)
 
 
-def _swept(study: _Study, group: Sequence[Setting]) -> list[Axis]:
+def _swept(group: Sequence[Setting]) -> list[Axis]:
     """The axes that vary within one experiment: those that a sweep has chosen."""
     parts = _by_experiment(group)
-    names = {axis.name for part in parts for axis in _axes(study, part)}
-    return [axis for axis in _axes(study, group) if axis.name in names]
+    names = {axis.name for part in parts for axis in _axes(part)}
+    return [axis for axis in _axes(group) if axis.name in names]
 
 
 def _by_experiment(group: Sequence[Setting]) -> list[list[Setting]]:
@@ -289,17 +290,15 @@ def _forest(study: _Study) -> Iterator[_Drawn]:
 def _lines(study: _Study) -> Iterator[_Drawn]:
     groups = _groups(study)
     for group in groups:
-        axes = _axes(study, group)
-        for x in (axis for axis in _swept(study, group) if axis.numeric):
-            yield _along(study, group, x, axes, _suffix(group, groups))
-    if not any(axis.numeric for group in groups for axis in _swept(study, group)):
+        for x in (axis for axis in _swept(group) if axis.numeric):
+            yield _along(study, group, x, _suffix(group, groups))
+    if not any(axis.numeric for group in groups for axis in _swept(group)):
         raise _NothingError("no number varies within an experiment")
 
 
-def _along(
-    study: _Study, group: Sequence[Setting], x: Axis, axes: Sequence[Axis], suffix: str
-) -> _Drawn:
+def _along(study: _Study, group: Sequence[Setting], x: Axis, suffix: str) -> _Drawn:
     """The metric along one axis: lines of a grid, or points where other axes vary freely."""
+    axes = _axes(group)
     others = [axis for axis in axes if axis.name != x.name]
     roles = _roles(others) if _joined(group, x) else None
     joined = roles is not None
@@ -343,45 +342,50 @@ def _paired(group: Sequence[Setting]) -> str:
 
 
 def _heat_maps(study: _Study) -> Iterator[_Drawn]:
-    reasons = ["one override varies, not two"]
-    parts = [part for group in _groups(study) for part in _by_experiment(group)]
-    grids = [(part, _axes(study, part)) for part in parts]
-    drawn = [(part, axes) for part, axes in grids if len(axes) > 1 and any(s.values for s in part)]
-    found = [(part, axes) for part, axes in drawn if _is_grid(part, axes)]
+    parts = [part for group in _groups(study) for part in _grids(group)]
+    crossed = [(part, _axes(part)) for part in parts if any(s.values for s in part)]
+    crossed = [(part, axes) for part, axes in crossed if len(axes) > 1]
+    found = [(part, axes) for part, axes in crossed if _is_grid(part, axes)]
+    if not crossed:
+        raise _NothingError("one override varies, not two")
     if not found:
-        reasons += ["what was run fills no grid of at most four axes"] if drawn else []
-        raise _NothingError(reasons[-1])
+        raise _NothingError("what was run fills no grid of at most four axes")
     for part, axes in found:
         x, y, *panels = sorted(axes, key=lambda a: (not a.numeric, -len(a.values)))
+        y = y if y.numeric else y._replace(values=y.values[::-1])  # words are read downwards
         roles = dict(zip(("columns", "rows"), reversed(panels), strict=False))
-        who = " ".join(str(part[0].at[name]) for name in WHO)
-        name = "heat_maps" if len(found) == 1 else f"heat_maps_{_slug(who)}"
-        what = f"{part[0].at['experiment']}: mean ± half width of the 95 % interval in each cell."
+        who = "" if "experiment" in (a.name for a in axes) else f"{part[0].at['experiment']}, "
         yield _Drawn(
-            name,
-            _caption(study, part, what, axes),
+            f"heat_maps{_suffix(part, found)}",
+            _caption(study, part, f"In each cell: {who}mean ± half of its 95 % interval.", axes),
             lambda caption, part=part, x=x, y=y, roles=roles: sweep_plots.heat_maps(
                 part, study.metric, x, y, caption=caption, **roles
             ),
         )
 
 
+def _grids(group: list[Setting]) -> list[list[Setting]]:
+    """A grid for each experiment; one of all where a single override varies."""
+    return [group] if len(_swept(group)) == 1 else _by_experiment(group)
+
+
 def _is_grid(part: Sequence[Setting], axes: Sequence[Axis]) -> bool:
     """Whether settings fill a third of the cells or more, in cells that can be read."""
-    sizes = sorted(len(axis.values) for axis in axes)
-    return len(axes) <= 4 and sizes[-1] <= 12 and 3 * len(part) >= math.prod(sizes)
+    sizes = [len(axis.values) for axis in axes]
+    few = all(len(axis.values) <= (12 if axis.numeric else 40) for axis in axes)
+    return len(axes) <= 4 and few and 3 * len(part) >= math.prod(sizes)
 
 
 def _parallel(study: _Study) -> Iterator[_Drawn]:
     groups = [
         group
         for group in _groups(study)
-        if len(_axes(study, group)) > 2 and sum(bool(s.values) for s in group) > 1
+        if len(_axes(group)) > 2 and sum(bool(s.values) for s in group) > 1
     ]
     if not groups:
         raise _NothingError("fewer than three axes vary")
     for group in groups:
-        axes = _axes(study, group)
+        axes = _axes(group)
         what = "A curve for each setting, its colour the mean: dark is better; the best is thick."
         yield _Drawn(
             f"parallel{_suffix(group, groups)}",
@@ -407,7 +411,7 @@ def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
     what = f"{study.key} and {other}: means with 95 % intervals, named where there is room; "
     what += "blue: the means that none beats in both."
     if other == SPEED:
-        what += " Runs that trained in one program share its time."
+        what += " Runs that train together in one program share its speed: not comparable."
     if without := sum(bool(s.values) for s in study.settings) - len(shown):
         what += f" {comparison._runs(without, 'setting')} without {other}."
     yield _Drawn(
@@ -507,19 +511,13 @@ def _slug(text: str) -> str:
 # ---- the command --------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is")
-
-
 def run(argv: Sequence[str]) -> None:
     """Draws what `argv` (without the program's name) asks for.
 
     Raises:
         ValueError: an option, a path or a file that does not fit, or nothing to draw.
     """
-    parser = _Parser(prog="python -m launch.figures", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m launch.figures", description=__doc__)
     add = parser.add_argument
     add("runs", type=pathlib.Path, nargs="+", metavar="RUNS", help="folders or CSVs")
     add("--out", type=pathlib.Path, required=True, metavar="FOLDER", help="for the pictures")
@@ -541,12 +539,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """The command: `run`, with one line for an error that its user can mend."""
-    try:
-        run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"marginface: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    """The command."""
+    command.main(run, "marginface")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ def add_arguments(parser: Any) -> None:
     """The options of this backend."""
     add = parser.add_argument
     add("--k8s_cluster", help="needed")
-    add("--k8s_project", help="default: gcloud's own")
-    add("--k8s_zone", help="default: gcloud's own")
+    add("--k8s_project", help="needed")
+    add("--k8s_zone", help="of the cluster; needed")
     add("--k8s_accelerator", default="tpu-v5e-8", metavar="KIND", help="or xpk's h100-80gb-8")
-    add("--k8s_slices", type=int, default=1, help="of TPUs, or nodes of GPUs, for each unit")
+    add("--k8s_slices", type=int, default=1, help="of TPUs for each unit")
     add("--k8s_image", help="with marginface and its experiments; default: made from this folder")
     add("--k8s_storage", help="xpk's name of it; needed")
     add("--k8s_mount", default="/runs", help="where that storage is mounted")
@@ -65,12 +65,12 @@ def _check(options: argparse.Namespace) -> None:
     cloud.require("--k8s_cluster", options.k8s_cluster, name, "my-cluster")
     cloud.require("--k8s_storage", options.k8s_storage, name, "my-runs")
     cloud.require("--k8s_mount", options.k8s_mount, r"(/[\w.-]+)+", "/runs")
+    cloud.require("--k8s_project", options.k8s_project, cloud.PROJECT, "my-project")
+    cloud.require("--k8s_zone", options.k8s_zone, cloud.ZONE, "us-central1-a")
     if not cloud.tpu(options.k8s_accelerator):
         cloud.require("--k8s_accelerator", options.k8s_accelerator, r"[a-z0-9-]+", "h100-80gb-8")
-    if options.k8s_project:
-        cloud.require("--k8s_project", options.k8s_project, r"[a-z][a-z0-9-]+", "my-project")
-    if options.k8s_zone:
-        cloud.require("--k8s_zone", options.k8s_zone, r"[a-z]+-[a-z]+\d+-[a-z]", "us-central1-a")
+        if options.k8s_slices > 1:
+            raise ValueError("--k8s_slices is for TPUs: for GPUs of several nodes use slurm")
     if options.k8s_image:
         cloud.require("--k8s_image", options.k8s_image, r"[\w./:@-]+", "REPOSITORY/marginface:1")
     levels = "very-low|low|medium|high|very-high"
@@ -96,10 +96,7 @@ def _options(unit: Unit, options: argparse.Namespace) -> dict[str, str]:
     if tpu:
         found |= {"--tpu-type": f"{tpu[0]}-{tpu[1]}", "--num-slices": str(options.k8s_slices)}
     else:
-        found |= {
-            "--device-type": options.k8s_accelerator,
-            "--num-nodes": str(options.k8s_slices),
-        }
+        found |= {"--device-type": options.k8s_accelerator}
     if options.k8s_image:
         found |= {"--docker-image": options.k8s_image}
     else:
@@ -113,5 +110,4 @@ def _options(unit: Unit, options: argparse.Namespace) -> dict[str, str]:
         "--termination-grace-period-seconds": str(options.k8s_grace),
         "--command": run,  # exec: SIGTERM reaches Python itself
     }
-    found = {key: value for key, value in found.items() if value}
     return found | ({"--spot": ""} if options.k8s_spot else {})

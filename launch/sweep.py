@@ -43,7 +43,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """
     parser = Parser("python -m launch.sweep", __doc__)
     add = parser.add_argument
-    add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="experiments")
+    add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="or a folder of them")
+    add("--variant", default="", help="stands behind each file that has none of its own")
     add("--backend", default="local", choices=BACKENDS)
     add("--seeds", type=int, default=1, help="each point of the grid runs with seeds 0 to N - 1")
     add("--no_grid", action="store_true", help="each experiment as it stands, without its sweep")
@@ -63,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError(f"--seeds {options.seeds}: give 1 or more")
     units = [
         unit
-        for experiment in options.config
+        for experiment in experiments(options.config, options.variant)
         for unit in sweeps.expand(
             experiment,
             root=options.runs,
@@ -86,6 +87,25 @@ def run(argv: Sequence[str]) -> int:
     if todo:
         backend.submit(todo, options)
     return _conclude(units) if options.backend in HERE else 0
+
+
+def experiments(words: Sequence[str], variant: str = "") -> list[str]:
+    """Each file with its variant; a folder stands for all files in it that have a get_config.
+
+    Raises:
+        ValueError: a folder without any.
+    """
+    found = []
+    for word in words:
+        folder = pathlib.Path(word)
+        if folder.is_dir():
+            files = [f for f in sorted(folder.glob("*.py")) if "def get_config" in f.read_text()]
+            if not files:
+                raise ValueError(f"--config {word}: no file in it has a get_config")
+            found += map(str, files)
+        else:
+            found.append(word)
+    return [f"{w}:{variant}" if variant and w.endswith(".py") else w for w in found]
 
 
 def _conclude(units: Sequence[Unit]) -> int:

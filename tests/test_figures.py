@@ -86,11 +86,11 @@ def test_lines_have_the_means_and_bands_of_the_seeds(drawn, tmp_path):
             mean, half = np.array(expected).T
             x, y = lines[f"m = {m}"].get_data()
             np.testing.assert_allclose(x, [0, 0.1, 1, 10])
-            np.testing.assert_allclose(y, mean, rtol=1e-12)
+            np.testing.assert_allclose(y, mean, rtol=1e-9)
             corners = band.get_paths()[0].vertices
             for at, low, high in zip(x, mean - half, mean + half, strict=True):
                 own = corners[corners[:, 0] == at, 1]
-                np.testing.assert_allclose([own.min(), own.max()], [low, high], rtol=1e-12)
+                np.testing.assert_allclose([own.min(), own.max()], [low, high], rtol=1e-9)
 
 
 def test_decades_are_logarithmic_and_zero_has_its_place(drawn, tmp_path):
@@ -114,7 +114,7 @@ def test_a_setting_without_runs_leaves_a_gap_and_one_with_fewer_seeds_is_hollow(
     rows[0]["status"] = "interrupted: stopped after step 40"
     (picture,), _ = figures.draw(rows, tmp_path, only=["lines"])
     line, hollow = drawn["lines_lambda"].axes[0].lines[:2]
-    x, y = line.get_data()
+    y = line.get_ydata()
     assert np.isnan(y).tolist() == [False, False, True, False]
     assert hollow.get_xdata().tolist() == [0]
     assert y[0] == pytest.approx(100 * np.mean([r["synthetic/accuracy"] for r in rows[1:3]]))
@@ -124,7 +124,7 @@ def test_a_setting_without_runs_leaves_a_gap_and_one_with_fewer_seeds_is_hollow(
 
 
 def test_one_seed_has_no_band_and_the_caption_says_so(drawn, tmp_path):
-    pictures, _ = figures.draw(make_grid(seeds=1), tmp_path)
+    pictures, _ = figures.draw(make_grid(seeds=1), tmp_path, only=["lines", "forest"])
     assert all("n = 1 each, so no intervals" in picture.caption for picture in pictures)
     for axes in drawn["lines_m"].axes:
         bands = [c for c in axes.collections if isinstance(c, PolyCollection)]
@@ -263,15 +263,23 @@ def test_settings_without_prototypes_are_counted(tmp_path):
     assert "2 settings, seeds 0 1, n = 2 each" in pictures[0].caption
 
 
+def test_the_speed_picture_warns_of_runs_that_trained_together(tmp_path):
+    pictures, _ = figures.draw(make_experiments(3, 2), tmp_path, only=["speed"])
+    assert "one program share its speed: not comparable" in pictures[0].caption
+    assert "device 1 x cpu; commit 0123456." in pictures[0].caption
+
+
 # All settings
 
 
 def test_the_forest_is_sorted_and_has_the_baseline(drawn, tmp_path):
-    rows = []
-    for name, shift in {"center": 0.02, "arcface": 0.0, "softmax": -0.02, "ring": 0.0001}.items():
-        for seed in range(3):
-            noise = 0.0002 * (seed + hash_of(name, seed))
-            rows.append(make_row(name, seed, 0.9 + 0.002 * seed + shift + noise))
+    accuracies = {
+        "center": (0.92, 0.9221, 0.9242),
+        "arcface": (0.9, 0.902, 0.904),
+        "softmax": (0.88, 0.8819, 0.884),
+        "ring": (0.9003, 0.9021, 0.904),
+    }
+    rows = [make_row(n, s, a) for n, three in accuracies.items() for s, a in enumerate(three)]
     (picture,), _ = figures.draw(rows, tmp_path, baseline="arcface", only=["forest"])
     axes, right = drawn["forest"].axes
     names = [text.get_text() for text in axes.get_yticklabels()]
@@ -289,11 +297,6 @@ def test_the_forest_is_sorted_and_has_the_baseline(drawn, tmp_path):
     labels = axes.get_legend_handles_labels()[1]
     assert labels == ["baseline: arcface", "no difference shown", "better", "worse"]
     assert "Holm over 3 tests" in picture.caption
-
-
-def hash_of(name, seed):
-    """Noise that is the same in every process."""
-    return (len(name) * 7 + seed * 5) % 3
 
 
 def test_less_of_an_error_is_better(drawn, tmp_path):

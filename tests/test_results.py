@@ -567,8 +567,14 @@ def test_marks_must_be_there(tmp_path):
     assert results.stale(page, tmp_path) == ["t"]
 
 
-def test_the_readme_shows_its_tables():
-    assert results.stale(ROOT / "README.md") == []
+@pytest.mark.parametrize(
+    ("page", "tables"), [("README.md", {"study_embedded"}), ("docs/results.md", {"losses_embedded"})]
+)
+def test_the_pages_show_their_tables(page, tables):
+    text = (ROOT / page).read_text()
+    assert tables <= set(re.findall(r"<!-- end (\w+) -->", text))
+    assert all((results.RESULTS / f"{name}.csv").exists() for name in tables)
+    assert results.stale(ROOT / page) == []
 
 
 # Mistakes and damaged files

@@ -15,6 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from marginface import metrics
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "tests/slurm"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -68,12 +70,13 @@ def call(*words, timeout=60):
     return done.stdout
 
 
-def wait_for(what, condition, seconds=240):
-    """Asks until the condition holds; what it returned."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
+def wait_for(what, condition, seconds=480):
+    """Asks until the condition holds."""
+    start = time.monotonic()
+    while time.monotonic() < start + seconds:
+        if condition():
+            print(f"{what}: after {time.monotonic() - start:.0f} s")
+            return
         time.sleep(0.05)
     raise AssertionError(f"{what}: in vain for {seconds} s\n{call('squeue')}")
 
@@ -123,6 +126,12 @@ def steps(folder):
         return 0
 
 
+def figures(folder):
+    """The lines of metrics.jsonl but for the time."""
+    lines = metrics.read_lines(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
 def preempt(folder):
     """A job in the partition that goes first takes both nodes for a moment."""
     call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=:")
@@ -154,20 +163,27 @@ def test_a_sweep_ends_as_if_it_had_not_been_preempted_and_killed(cluster, tmp_pa
     for folder, disturb in zip(disturbed, (preempt, kill, preempt), strict=True):
         wait_for(f"step {DISTURBED_AT} of {folder.name}", lambda f=folder: steps(f) >= DISTURBED_AT)
         disturb(folder)
+        print(f"{disturb.__name__}: {folder.name}, at step {steps(folder)}")
     wait_for("the disturbed sweep", ended)
 
-    logs = sorted((tmp_path / "disturbed/tiny/slurm").glob("*_*.log"))
-    texts = [log.read_text() for log in logs]
-    for log, text in zip(logs, texts, strict=True):
-        print(f"---- {log.name}\n{text}")
-    assert ["exit code 75" in text for text in texts] == [True, False, True]
-    assert len(list(logs[0].parent.glob("*.crashes"))) == 1
+    folder = tmp_path / "disturbed/tiny/slurm"
+    logs = {log.name.split("_")[1]: log.read_text() for log in sorted(folder.glob("*_*.log"))}
+    for element, text in logs.items():
+        print(f"---- element {element}\n{text}")
+    assert ["exit code 75" in text for text in logs.values()] == [True, False, True]
+    (crash,) = folder.glob("*.crashes")
+    assert crash.read_text() == "exit code 137\n"
     for quiet, hit in zip(calm, disturbed, strict=True):
+        assert (hit / "log.txt").read_text().count(
+            f"\nstep 5/{STEPS}"
+        ) == 1  # it did not start over
+        assert figures(hit) == figures(quiet)
         expected, found = final_state(quiet), final_state(hit)
         assert expected.keys() == found.keys()
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-        results = [json.loads((f / "summary.json").read_text()) for f in (quiet, hit)]
-        figures = [k for k in results[0] if k.startswith(("folder/", "prototypes/"))]
-        assert figures
-        assert all(results[0][k] == results[1][k] for k in figures)
+        summaries = [json.loads((f / "summary.json").read_text()) for f in (quiet, hit)]
+        accuracies = [k for k in summaries[0] if k.endswith("accuracy")]
+        assert accuracies
+        assert all(summaries[0][k] == summaries[1][k] for k in accuracies)
+        print(f"{hit.name}: {len(expected)} arrays and all logged figures equal bit for bit")

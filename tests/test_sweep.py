@@ -164,6 +164,17 @@ time.sleep(60)
     assert not found[1].folder.exists()
 
 
+def test_a_folder_stands_for_its_experiments(tmp_path):
+    first = tiny_sweep.write(tmp_path, name="one")
+    second = tiny_sweep.write(tmp_path, name="two")
+    (tmp_path / "common.py").write_text("x = 1\n")
+    found = sweep.experiments([str(tmp_path), f"{first}:dim=4"], "data=small")
+    assert found == [f"{first}:data=small", f"{second}:data=small", f"{first}:dim=4"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no file in it has a get_config"):
+        sweep.experiments([str(tmp_path / "empty")])
+
+
 def test_seeds_come_in_turn(experiment, tmp_path, scripted, capsys):
     scripted(DONE)
     assert sweep.run(arguments(experiment, tmp_path, "--seeds", "2", "--filter", "weight=0")) == 0

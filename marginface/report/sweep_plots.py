@@ -48,7 +48,7 @@ _VERDICTS = {"": "#444444", "better": BLUE, "worse": VERMILION}
 _DARK_IS_BETTER = "YlGnBu"
 _MOST_TICKS = 8  # that are the values themselves
 _MOST_WRITTEN = 560  # characters of names beside points
-_CELLS = 12  # of a heat map that stand beside each other and can be read
+_ROOM = 6.4  # inches that cells beside each other have
 
 
 class Setting(NamedTuple):
@@ -170,7 +170,7 @@ def _band(
     colour, marker = _COLOURS[i % MOST_LINES], _MARKERS[i % MOST_LINES]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "zorder": 3}
     axes.plot(at, mean, label=label, linewidth=1.8, **style)
-    lacking = [len(s.values) < seeds for s in own]
+    lacking = [0 < len(s.values) < seeds for s in own]
     axes.plot(at[lacking], mean[lacking], linestyle="", markerfacecolor="white", **style)
     axes.fill_between(at, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0)
     for edge in (mean - half, mean + half):  # what lies on what can be told by its edges
@@ -276,7 +276,8 @@ def heat_maps(
         rows: a row of panels for each of its values.
         caption: below the panels.
     """
-    beside = max(1, _CELLS // len(x.values))
+    cell = 0.085 * max(len(line) for s in settings for line in _cell(s, metric)[0].split("\n"))
+    beside = max(1, int(_ROOM / cell) // len(x.values))
     height = 0.45 * len(y.values) + 0.7
     figure, panels = _panels(columns, rows, height=height, most=beside)
     across = len(x.values) * sum(panel.bottom for panel in panels)
@@ -309,7 +310,7 @@ def heat_maps(
     return figure
 
 
-def _cell(own: Setting | None, metric: Metric) -> tuple[str, float]:
+def _cell(own: Setting | None, metric: Metric) -> tuple[str, int]:
     """What stands in a cell, and its size."""
     if own is None:
         return "not run", 7
@@ -374,7 +375,7 @@ def parallel(
 def _node_heights(drawn: Sequence[Setting], axis: Axis) -> Float[np.ndarray, "n"]:
     """Where each setting crosses an axis: those with one value side by side in their order."""
     places = _unit_places(axis.values, axis.values)
-    room = 0.5 * float(np.diff(np.sort(places)).min(initial=1.0))
+    room = min(0.15, 0.5 * float(np.diff(np.sort(places)).min(initial=1.0)))
     found = np.zeros(len(drawn))
     for value, place in zip(axis.values, places, strict=True):
         members = [i for i, s in enumerate(drawn) if s.at[axis.name] == value]

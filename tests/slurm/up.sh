@@ -37,7 +37,7 @@ start munged munged --foreground --force --socket="$folder/munge/socket" --key-f
 until_true munge --no-input --socket="$folder/munge/socket"
 
 # The nodes are called like addresses of this machine, as jax.distributed looks up the first name.
-# cred_expire is also the time that a requeued job waits before it starts again (default 120 s).
+# cred_expire is also how long a requeued job waits before it starts again: 120 s, also below 5.
 cpus=$(nproc)
 cat > slurm.conf << CONF
 ClusterName=test
@@ -47,7 +47,7 @@ SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$folder/munge/socket,cred_expire=3
+AuthInfo=socket=$folder/munge/socket,cred_expire=5
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool.%n
@@ -69,7 +69,7 @@ ReturnToService=2
 MinJobAge=3600
 NodeName=127.0.0.2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((first_port + 1)) CPUs=$cpus
 NodeName=127.0.0.3 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((first_port + 2)) CPUs=$cpus
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 CONF
 echo CgroupPlugin=cgroup/v1 > cgroup.conf  # loaded, and used by none of the plugins above
