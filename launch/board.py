@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from launch import units as sweeps
 from launch.units import Unit
 
-
 _SHOWN = 6  # units of a kind
 
 

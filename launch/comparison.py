@@ -20,7 +20,7 @@ _LESS_IS_BETTER = ("eer", "sep_mean", "sep_var", "wall_s")
 _HEADINGS = {"auc": "AUC", "sep_mean": "mean Sep", "sep_var": "var Sep", "wall_s": "wall time, s"}
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A setting in the table.
 
     values: seed → figure of the runs that are counted.
@@ -57,11 +57,11 @@ def compare(rows: Sequence[Row], *, metric: str = "/accuracy", baseline: str = "
     Raises:
         ValueError: no such metric or baseline, or more than one; names those there are.
     """
-    key, labels = _metric(rows, metric), _labels(rows)
-    lines = _lines(rows, key)
-    base = _find(lines, baseline) if baseline else None
+    key, labels = find_metric(rows, metric), _labels(rows)
+    lines = make_lines(rows, key)
+    base = find_line(lines, baseline) if baseline else None
     if base is not None:
-        lines = _compared(lines, base)
+        lines = against(lines, base)
     columns = _columns(lines, key, base, labels)
     notes = (_explained(lines, key, base, labels), _conditions(rows))
     return Table(
@@ -78,11 +78,11 @@ def problems(rows: Sequence[Row], *, metric: str = "/accuracy") -> list[str]:
     A setting of which nothing ran is left to the table, which says so.
     """
     labels, found = _labels(rows), []
-    for line in _lines(rows, _metric(rows, metric)):
+    for line in make_lines(rows, find_metric(rows, metric)):
         label = _label(labels[line.setting])
         if line.why.startswith("not averaged"):
             found.append(f"{label}: {line.why}")
-        if any(_kind(row) != "not run" for row in line.rows):
+        if any(kind_of(row) != "not run" for row in line.rows):
             bad = (row for row in line.rows if row["status"] != "done")
             found += [f"{label}, seed {row['seed']}: {row['status']}" for row in bad]
     return found
@@ -113,27 +113,27 @@ def cited(rows: Sequence[Row]) -> Table | None:
 # ---- lines ---------------------------------------------------------------------------------------
 
 
-def _lines(rows: Sequence[Row], key: str) -> list[_Line]:
+def make_lines(rows: Sequence[Row], key: str) -> list[Line]:
     """One for each setting: those with a mean first, best first."""
     lines = [_line(setting, group, key) for setting, group in settings(rows).items()]
-    sign = 1 if _less_is_better(key) else -1
+    sign = 1 if less_is_better(key) else -1
 
-    def order(line: _Line) -> tuple[bool, float, Setting]:
+    def order(line: Line) -> tuple[bool, float, Setting]:
         rank = sign * float(line.interval.mean) if line.values else 0.0
         return not line.values, rank, line.setting
 
     return sorted(lines, key=order)
 
 
-def _line(setting: Setting, rows: list[Row], key: str) -> _Line:
-    counted = [(row, figure(row, key)) for row in rows if _kind(row) == "done"]
+def _line(setting: Setting, rows: list[Row], key: str) -> Line:
+    counted = [(row, figure(row, key)) for row in rows if kind_of(row) == "done"]
     values = [(row, value) for row, value in counted if value is not None]
     why = _not_averaged([row for row, _ in values])
     if not values:
-        why = ", ".join(sorted({_kind(row) for row in rows} - {"done"})) or "no such figure"
+        why = ", ".join(sorted({kind_of(row) for row in rows} - {"done"})) or "no such figure"
     by_seed = {} if why else {seed(row): value for row, value in values}
     interval = statistics.mean_interval(np.array(list(by_seed.values()), np.float64))
-    return _Line(setting, rows, by_seed, interval, why)
+    return Line(setting, rows, by_seed, interval, why)
 
 
 def _not_averaged(rows: Sequence[Row]) -> str:
@@ -147,7 +147,7 @@ def _not_averaged(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _compared(lines: Sequence[_Line], base: _Line) -> list[_Line]:
+def against(lines: Sequence[Line], base: Line) -> list[Line]:
     """Each line with its paired difference to the baseline and its adjusted p value.
 
     The family of tests is what could be tested at all: settings with two seeds in common.
@@ -165,20 +165,20 @@ def _compared(lines: Sequence[_Line], base: _Line) -> list[_Line]:
     ]
 
 
-def _is_best(line: _Line, lines: Sequence[_Line], key: str) -> bool:
+def _is_best(line: Line, lines: Sequence[Line], key: str) -> bool:
     """Whether it has the best mean and is shown to be better than the baseline."""
     if line is not lines[0] or line.difference is None or not line.p <= ALPHA:
         return False
-    return bool(line.difference.mean < 0) == _less_is_better(key)
+    return bool(line.difference.mean < 0) == less_is_better(key)
 
 
 # ---- columns -------------------------------------------------------------------------------------
 
 
 def _columns(
-    lines: Sequence[_Line],
+    lines: Sequence[Line],
     key: str,
-    base: _Line | None,
+    base: Line | None,
     labels: Mapping[Setting, Sequence[str]],
 ) -> list[_Column]:
     columns = []
@@ -188,13 +188,13 @@ def _columns(
             columns.append(_Column(heading, "l", [Cell(text, code=True) for text in texts]))
     columns.append(_column("seeds", map(_counted, lines)))
     means = [Cell(_mean(line, key), bold=_is_best(line, lines, key)) for line in lines]
-    columns.append(_Column(f"{_heading(key)}, mean ± 95 %", "r", means))
+    columns.append(_Column(f"{heading_of(key)}, mean ± 95 %", "r", means))
     if base is not None:
         texts = [_difference(line, key, base) for line in lines]
         columns.append(_column(f"difference to {base.setting[0]}", texts))
         columns.append(_column("p (Holm)", (tables.p_value(line.p) for line in lines)))
     for other in _others(lines, key):
-        columns.append(_column(_heading(other), (_plain_mean(line, other) for line in lines)))
+        columns.append(_column(heading_of(other), (_plain_mean(line, other) for line in lines)))
     return columns
 
 
@@ -202,25 +202,25 @@ def _column(heading: str, texts: Iterable[str]) -> _Column:
     return _Column(heading, "r", [Cell(text) for text in texts])
 
 
-def _others(lines: Sequence[_Line], key: str) -> list[str]:
+def _others(lines: Sequence[Line], key: str) -> list[str]:
     """Further figures that the table shows where a run has them."""
     names = (f"{key.rpartition('/')[0]}/auc", "prototypes/sep_mean", "time/wall_s")
     have = {name for line in lines for row in line.rows for name in row}
     return [name for name in names if name in have and name != key]
 
 
-def _counted(line: _Line) -> str:
+def _counted(line: Line) -> str:
     done, planned = len(line.values), len(line.rows)
     return str(done) if done == planned else f"{done} of {planned}"
 
 
-def _mean(line: _Line, key: str) -> str:
+def _mean(line: Line, key: str) -> str:
     if not line.values:
         return line.why.partition(":")[0]
     return _with_half(float(line.interval.mean), float(line.interval.half), key)
 
 
-def _difference(line: _Line, key: str, base: _Line) -> str:
+def _difference(line: Line, key: str, base: Line) -> str:
     if line.setting == base.setting:
         return "baseline"
     if line.difference is None or not line.difference.n:
@@ -229,15 +229,15 @@ def _difference(line: _Line, key: str, base: _Line) -> str:
 
 
 def _with_half(mean: float, half: float, key: str, *, signed: bool = False) -> str:
-    factor, form = _form(key)
+    factor, form = format_of(key)
     text = number(factor * mean, form, signed=signed)
     return text if np.isnan(half) else f"{text} ± {number(factor * half, form)}"
 
 
-def _plain_mean(line: _Line, key: str) -> str:
+def _plain_mean(line: Line, key: str) -> str:
     found = [figure(row, key) for row in line.rows if seed(row) in line.values]
     values = [value for value in found if value is not None]
-    factor, form = _form(key)
+    factor, form = format_of(key)
     return number(factor * float(np.mean(values)) if values else None, form)
 
 
@@ -245,13 +245,13 @@ def _plain_mean(line: _Line, key: str) -> str:
 
 
 def _explained(
-    lines: Sequence[_Line],
+    lines: Sequence[Line],
     key: str,
-    base: _Line | None,
+    base: Line | None,
     labels: Mapping[Setting, Sequence[str]],
 ) -> str:
     """How to read the numbers."""
-    unit = " in percent" if _form(key)[0] == 100 else ""
+    unit = " in percent" if format_of(key)[0] == 100 else ""
     text = (
         f"{key}{unit}: mean ± half width of the 95 % interval over seeds (Student t; none for one "
         "seed or equal figures); further columns are means."
@@ -261,42 +261,43 @@ def _explained(
     count = sum(line.difference is not None and line.difference.n > 1 for line in lines)
     return (
         f"{text} Differences to {_label(labels[base.setting])} are paired over common seeds, each "
-        f"with its own 95 % interval; p: paired t test, Holm-adjusted over {_runs(count, 'test')}. "
+        "with its own 95 % interval; p: paired t test, Holm-adjusted over "
+        f"{count_of(count, 'test')}. "
         "Bold: the best mean, where it is better than the baseline with p ≤ 0.05."
     )
 
 
 def _conditions(rows: Sequence[Row]) -> str:
     """Where the numbers come from: what all share, commits, devices, versions, seeds."""
-    done = [row for row in rows if _kind(row) == "done"]
-    variant, common = _shared(list(settings(rows)))
+    done = [row for row in rows if kind_of(row) == "done"]
+    variant, common = shared_words(list(settings(rows)))
     commits = [re.sub(r"^([0-9a-f]{7})[0-9a-f]{33}", r"\1", str(row["commit"])) for row in done]
     seeds = " ".join(map(str, sorted({seed(row) for row in done})))
     words = [
         *([f"variant {variant}"] if variant else []),
         *([f"all with {' '.join(common)}"] if common else []),
-        _tally("commit", "commits", commits),
-        _tally("device", "devices", [str(row["device"]) for row in done]),
-        _tally("versions", "versions", [str(row["versions"]) for row in done]),
+        tally("commit", "commits", commits),
+        tally("device", "devices", [str(row["device"]) for row in done]),
+        tally("versions", "versions", [str(row["versions"]) for row in done]),
         f"seeds {seeds or NOTHING}",
     ]
     return f"Conditions: {'; '.join(words)}."
 
 
-def _tally(one: str, many: str, texts: Sequence[str]) -> str:
+def tally(one: str, many: str, texts: Sequence[str]) -> str:
     """ "commit a", or "different commits: a (3 runs), b (1 run)"."""
     counts = Counter(text or "unknown" for text in texts)
     if len(counts) < 2:
         return f"{one} {next(iter(counts), NOTHING)}"
-    found = (f"{text} ({_runs(count)})" for text, count in sorted(counts.items()))
+    found = (f"{text} ({count_of(count)})" for text, count in sorted(counts.items()))
     return f"different {many}: {', '.join(found)}"
 
 
-def _runs(count: int, word: str = "run") -> str:
+def count_of(count: int, word: str = "run") -> str:
     return f"{count} {word}{'s' * (count != 1)}"
 
 
-def _shared(found: Sequence[Setting]) -> tuple[str, list[str]]:
+def shared_words(found: Sequence[Setting]) -> tuple[str, list[str]]:
     """The variant ("" if they differ) and the overrides that all settings have."""
     variants = {variant for _, variant, _ in found}
     words = [shlex.split(overrides) for _, _, overrides in found]
@@ -307,7 +308,7 @@ def _shared(found: Sequence[Setting]) -> tuple[str, list[str]]:
 def _labels(rows: Iterable[Row]) -> dict[Setting, tuple[str, str, str]]:
     """Setting → experiment, and variant and overrides in short but for what all share."""
     found = list(settings(rows))
-    variant, common = _shared(found)
+    variant, common = shared_words(found)
     words = {s: [w.partition("=") for w in shlex.split(s[2]) if w not in common] for s in found}
     short = units.short_keys(list({key: None for split in words.values() for key, _, _ in split}))
     overrides = {s: " ".join(f"{short[k]}={v}" for k, _, v in words[s]) for s in found}
@@ -332,7 +333,7 @@ def _cited_cells(row: published.Cited, keys: Iterable[str]) -> tuple[Cell, ...]:
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def _metric(rows: Iterable[Row], end: str) -> str:
+def find_metric(rows: Iterable[Row], end: str) -> str:
     """The one figure with this name or this ending."""
     names = sorted({name for row in rows for name in row if "/" in name})
     fitting = [name for name in names if name == end] or [
@@ -347,7 +348,7 @@ def _metric(rows: Iterable[Row], end: str) -> str:
     return end.strip("/")  # nothing has run yet
 
 
-def _find(lines: Sequence[_Line], text: str) -> _Line:
+def find_line(lines: Sequence[Line], text: str) -> Line:
     """The one line that "EXPERIMENT[:VARIANT] [KEY=VALUE ...]" fits, or fits exactly."""
     name, *wanted = shlex.split(text) or [""]
     experiment, _, variant = name.partition(":")
@@ -368,12 +369,12 @@ def _find(lines: Sequence[_Line], text: str) -> _Line:
     raise ValueError(f"--baseline {text!r} is not among the runs; {hint}")
 
 
-def _has(line: _Line, word: str) -> bool:
+def _has(line: Line, word: str) -> bool:
     """Whether a setting has the override KEY=VALUE; the end of a dotted key is enough."""
     return any(o == word or o.endswith(f".{word}") for o in shlex.split(line.setting[2]))
 
 
-def _form(key: str) -> tuple[float, str]:
+def format_of(key: str) -> tuple[float, str]:
     """Factor and format: percent with two digits, seconds whole, all else with four decimals."""
     last = key.rpartition("/")[2]
     if last.startswith(_PERCENT):
@@ -381,14 +382,14 @@ def _form(key: str) -> tuple[float, str]:
     return 1.0, ".0f" if last == "wall_s" else ".4f"
 
 
-def _heading(key: str) -> str:
+def heading_of(key: str) -> str:
     last = key.rpartition("/")[2]
-    return f"{_HEADINGS.get(last, last)}{' (%)' if _form(key)[0] == 100 else ''}"
+    return f"{_HEADINGS.get(last, last)}{' (%)' if format_of(key)[0] == 100 else ''}"
 
 
-def _less_is_better(key: str) -> bool:
+def less_is_better(key: str) -> bool:
     return key.rpartition("/")[2] in _LESS_IS_BETTER or key.startswith("loss/")
 
 
-def _kind(row: Row) -> str:
+def kind_of(row: Row) -> str:
     return str(row["status"]).partition(":")[0]

@@ -34,6 +34,7 @@ from marginface.report.plots import Picture
 from marginface.report.sweep_plots import MOST_LINES, WHO, Axis, Metric, Setting, Value
 
 SEP, SPEED = "prototypes/sep_mean", "time/examples_per_s"
+TOGETHER = "time/together"
 _BESIDE = {SEP: Metric("mean Sep", less=True), SPEED: Metric("training images per second")}
 _TALLEST = 60  # settings that one interval plot shows
 
@@ -52,7 +53,7 @@ class _Study(NamedTuple):
     key: str
     metric: Metric
     settings: list[Setting]
-    lines: Mapping[str, comparison._Line]
+    lines: Mapping[str, comparison.Line]
     keys: Mapping[str, str]
     baseline: str
     verdicts: Mapping[str, str]
@@ -115,14 +116,14 @@ class _NothingError(ValueError):
 
 
 def _study(rows: Sequence[Row], metric: str, baseline: str) -> _Study:
-    key = comparison._metric(rows, metric)
-    lines = comparison._lines(rows, key)
+    key = comparison.find_metric(rows, metric)
+    lines = comparison.make_lines(rows, key)
     if not any(line.values for line in lines):
         raise ValueError(f"{len(rows)} runs, none of them done with {key!r}: run them first")
-    base = comparison._find(lines, baseline) if baseline else None
+    base = comparison.find_line(lines, baseline) if baseline else None
     if base is not None and not base.values:
         raise ValueError(f"--baseline {baseline!r} has no mean: {base.why}")
-    lines = lines if base is None else comparison._compared(lines, base)
+    lines = lines if base is None else comparison.against(lines, base)
     names = _names(lines)
     labels = _labels(lines, names)
     settings = [_setting(line, labels[line.setting], names, key) for line in lines]
@@ -139,16 +140,16 @@ def _study(rows: Sequence[Row], metric: str, baseline: str) -> _Study:
 
 def _metric(key: str) -> Metric:
     return Metric(
-        comparison._heading(key), comparison._form(key)[1], comparison._less_is_better(key)
+        comparison.heading_of(key), comparison.format_of(key)[1], comparison.less_is_better(key)
     )
 
 
-def _words(line: comparison._Line) -> dict[str, str]:
+def _words(line: comparison.Line) -> dict[str, str]:
     """The overrides of a setting: dotted key → value as text."""
     return {k: v for k, _, v in (word.partition("=") for word in shlex.split(line.setting[2]))}
 
 
-def _names(lines: Sequence[comparison._Line]) -> dict[str, str]:
+def _names(lines: Sequence[comparison.Line]) -> dict[str, str]:
     """Dotted key → its name in pictures: λ for a weight, else its shortest telling end."""
     keys = list(dict.fromkeys(key for line in lines for key in _words(line)))
     weights = [key for key in keys if key.endswith(".weight")]
@@ -162,9 +163,9 @@ def _names(lines: Sequence[comparison._Line]) -> dict[str, str]:
     return names if unique else {key: key for key in keys}
 
 
-def _labels(lines: Sequence[comparison._Line], names: Mapping[str, str]) -> dict[Any, str]:
+def _labels(lines: Sequence[comparison.Line], names: Mapping[str, str]) -> dict[Any, str]:
     """Setting → what tells it from the others: experiment, variant, overrides."""
-    variant, common = comparison._shared([line.setting for line in lines])
+    variant, common = comparison.shared_words([line.setting for line in lines])
     found = {}
     alone = len({line.setting[0] for line in lines}) == 1
     for line in lines:
@@ -178,8 +179,8 @@ def _labels(lines: Sequence[comparison._Line], names: Mapping[str, str]) -> dict
     return found
 
 
-def _setting(line: comparison._Line, label: str, names: Mapping[str, str], key: str) -> Setting:
-    factor = comparison._form(key)[0]
+def _setting(line: comparison.Line, label: str, names: Mapping[str, str], key: str) -> Setting:
+    factor = comparison.format_of(key)[0]
     experiment, variant, _ = line.setting
     at: dict[str, Value] = {"experiment": experiment, "variant": variant}
     at |= {names[k]: _number(v) for k, v in _words(line).items()}
@@ -192,9 +193,12 @@ def _setting(line: comparison._Line, label: str, names: Mapping[str, str], key: 
     )
 
 
-def _others(line: comparison._Line, name: str) -> dict[int, float]:
+def _others(line: comparison.Line, name: str) -> dict[int, float]:
     """Another figure of the runs that are counted."""
-    found = {seed(row): figure(row, name) for row in line.rows if row["status"] == "done"}
+    rows = [row for row in line.rows if row["status"] == "done"]
+    if name == SPEED:  # what trained together in one program shared its time
+        rows = [row for row in rows if figure(row, TOGETHER) is None]
+    found = {seed(row): figure(row, name) for row in rows}
     return {one: v for one, v in found.items() if v is not None and one in line.values}
 
 
@@ -206,11 +210,11 @@ def _number(text: str) -> Value:
     return value if math.isfinite(value) else text
 
 
-def _verdict(line: comparison._Line, key: str) -> str:
+def _verdict(line: comparison.Line, key: str) -> str:
     """Whether a setting was shown to be better or worse than the baseline."""
     if line.difference is None or not line.p <= ALPHA:
         return ""
-    return "better" if (line.difference.mean < 0) == comparison._less_is_better(key) else "worse"
+    return "better" if (line.difference.mean < 0) == comparison.less_is_better(key) else "worse"
 
 
 # ---- axes ---------------------------------------------------------------------------------------
@@ -276,7 +280,7 @@ def _forest(study: _Study) -> Iterator[_Drawn]:
         tested = sum(line.p == line.p for line in study.lines.values())
         what += (
             f" Dashed: {base.label}; colours: paired t test against it over common seeds, "
-            f"p ≤ {ALPHA:g} after Holm over {comparison._runs(tested, 'test')}."
+            f"p ≤ {ALPHA:g} after Holm over {comparison.count_of(tested, 'test')}."
         )
     yield _Drawn(
         "forest",
@@ -411,9 +415,9 @@ def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
     what = f"{study.key} and {other}: means with 95 % intervals, named where there is room; "
     what += "blue: the means that none beats in both."
     if other == SPEED:
-        what += " Runs that train together in one program share its speed: not comparable."
+        what += " Runs that trained together in one program have no speed of their own."
     if without := sum(bool(s.values) for s in study.settings) - len(shown):
-        what += f" {comparison._runs(without, 'setting')} without {other}."
+        what += f" {comparison.count_of(without, 'setting')} without {other}."
     yield _Drawn(
         name,
         _caption(study, study.settings, what, shown=shown),
@@ -456,7 +460,7 @@ def _caption(
     shown = shown or [s for s in planned if s.values]
     lines = [study.lines[setting.label] for setting in planned]
     done = [r for s in shown for r in study.lines[s.label].rows if seed(r) in s.values]
-    variant, common = comparison._shared([line.setting for line in lines])
+    variant, common = comparison.shared_words([line.setting for line in lines])
     words = [
         f"{study.key} over {_counted(shown)}",
         *([f"variant {variant}"] if variant else []),
@@ -466,8 +470,8 @@ def _caption(
             for a in axes
             if study.keys.get(a.name, a.name) != a.name
         ),
-        comparison._tally("device", "devices", [str(row["device"]) for row in done]),
-        comparison._tally("commit", "commits", [_commit(row) for row in done]),
+        comparison.tally("device", "devices", [str(row["device"]) for row in done]),
+        comparison.tally("commit", "commits", [_commit(row) for row in done]),
         *_missing(lines),
     ]
     return f"{what} {'; '.join(words)}."
@@ -481,7 +485,7 @@ def _counted(shown: Sequence[Setting]) -> str:
     """How many settings, seeds, and how many seeds each."""
     counts = sorted({len(setting.values) for setting in shown})
     seeds = " ".join(map(str, sorted({one for setting in shown for one in setting.values})))
-    text = f"{comparison._runs(len(shown), 'setting')}, seeds {seeds}, n = {counts[0]}"
+    text = f"{comparison.count_of(len(shown), 'setting')}, seeds {seeds}, n = {counts[0]}"
     text += f" to {counts[-1]}" if len(counts) > 1 else " each"
     if counts[-1] == 1:
         return f"{text}, so no intervals"
@@ -489,16 +493,16 @@ def _counted(shown: Sequence[Setting]) -> str:
     return f"{text}, no interval where all seeds gave one figure" if equal else text
 
 
-def _missing(lines: Sequence[comparison._Line]) -> list[str]:
+def _missing(lines: Sequence[comparison.Line]) -> list[str]:
     """The runs that are not complete, and the settings that must not be averaged."""
-    done = [sum(comparison._kind(row) == "done" for row in line.rows) for line in lines]
+    done = [sum(comparison.kind_of(row) == "done" for row in line.rows) for line in lines]
     mixed = [line.why.startswith("not averaged") for line in lines]
     absent = sum(len(line.rows) for line in lines) - sum(done)
     without = sum(n - len(x.values) for n, x, m in zip(done, lines, mixed, strict=True) if not m)
     texts = {
-        f"{comparison._runs(absent)} not complete": absent,
-        f"{comparison._runs(without)} without the figure": without,
-        f"{comparison._runs(sum(mixed), 'setting')} not averaged": sum(mixed),
+        f"{comparison.count_of(absent)} not complete": absent,
+        f"{comparison.count_of(without)} without the figure": without,
+        f"{comparison.count_of(sum(mixed), 'setting')} not averaged": sum(mixed),
     }
     return [text for text, count in texts.items() if count]
 

@@ -358,7 +358,8 @@ class _Chunk:
                 values["data/unreadable"] = float(skipped[seeds.index(run.unit.config.seed)])
                 run.window.add(values)
                 if at % self.group.config.log_every == 0 or at == self.group.total:
-                    run.write(at, run.window.line())
+                    # Its speed is a share of all: not to be compared with that of a run alone.
+                    run.write(at, run.window.line() | {"time/together": float(len(self.runs))})
 
     def _pause(self, states: Any, now: int, *, stop: bool, last: bool) -> None:
         """Evaluates, saves and reports each unit, as the plain command would at this step."""

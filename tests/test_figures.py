@@ -263,9 +263,13 @@ def test_settings_without_prototypes_are_counted(tmp_path):
     assert "2 settings, seeds 0 1, n = 2 each" in pictures[0].caption
 
 
-def test_the_speed_picture_warns_of_runs_that_trained_together(tmp_path):
-    pictures, _ = figures.draw(make_experiments(3, 2), tmp_path, only=["speed"])
-    assert "one program share its speed: not comparable" in pictures[0].caption
+def test_runs_that_trained_together_have_no_speed_of_their_own(tmp_path):
+    rows = make_experiments(3, 2)
+    for row in rows[:2]:
+        row["time/together"] = 2.0
+    pictures, _ = figures.draw(rows, tmp_path, only=["speed"])
+    assert "1 setting without time/examples_per_s" in pictures[0].caption
+    assert "trained together in one program have no speed" in pictures[0].caption
     assert "device 1 x cpu; commit 0123456." in pictures[0].caption
 
 

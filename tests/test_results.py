@@ -568,7 +568,8 @@ def test_marks_must_be_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("page", "tables"), [("README.md", {"study_embedded"}), ("docs/results.md", {"losses_embedded"})]
+    ("page", "tables"),
+    [("README.md", {"study_embedded"}), ("docs/results.md", {"losses_embedded"})],
 )
 def test_the_pages_show_their_tables(page, tables):
     text = (ROOT / page).read_text()

@@ -59,6 +59,7 @@ _MEANINGS = {
     "exclusive": (_PLAIN, "Lr(W), mean cosine to nearest other class"),
     "unreadable": ("{:,.0f}", "training images skipped: they could not be read"),
     "examples_per_s": ("{:,.0f}", "training images per second"),
+    "together": ("{:.0f}", "runs that trained in one program and shared its time"),
     "wall_s": ("{:,.0f} s", "from start to end"),
 }
 
