@@ -241,7 +241,7 @@ def command(unit: Unit, folder: str, *, hosts: bool) -> str:
     """
     if pathlib.PurePath(unit.experiment).is_absolute() or ".." in unit.experiment:
         raise ValueError(f"--config {unit.experiment}: give a path below this folder; it is sent")
-    place = pathlib.PurePosixPath(folder, unit.folder.parent.name, unit.name)
+    place = pathlib.Path(folder, unit.folder.parent.name, unit.name)
     words = unit._replace(folder=place).command() + (["--coordinator", "auto"] if hosts else [])
     if not all(map(str.isprintable, words)):
         raise ValueError(f"{unit.name}: a value has a character that cannot be printed; remove it")

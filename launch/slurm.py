@@ -28,11 +28,12 @@ SCRIPT = "array.sh"
 # bash outlives the signals, so that it can requeue when the processes have saved; then it drops the
 # trap, or the end of this run would wait for it. SLURM_JOB_ID will not do for requeueing: in the
 # last element it stands for the whole array. --wait and not --kill-on-bad-exit: the first process
-# that leaves with 75 must not have the others killed, which would read as a crash.
+# that leaves with 75 must not have the others killed, which would read as a crash; but one whose
+# peer was killed may wait for it for ever.
 _BODY = """\
 trap : TERM USR2
 code=0
-srun --kill-on-bad-exit=0 --wait=60 bash {folder}/"$SLURM_ARRAY_TASK_ID.sh" || code=$?
+srun --kill-on-bad-exit=0 --wait=30 bash {folder}/"$SLURM_ARRAY_TASK_ID.sh" || code=$?
 case $code in
   0 | 2 | 3) exit "$code" ;;
   75) ;;

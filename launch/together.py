@@ -14,7 +14,7 @@ import json
 import pathlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -217,7 +217,7 @@ class _Run:
         self.fresh = restored is None
 
     @contextlib.contextmanager
-    def logging(self) -> Iterator[None]:
+    def logging(self) -> Generator[None]:
         """What would go to the terminal goes to the unit's log.txt, as with --backend local."""
         with contextlib.redirect_stdout(self._log), contextlib.redirect_stderr(self._log):
             yield

@@ -297,7 +297,7 @@ def test_csv_gives_equal_rows_back(troubled, tmp_path):
     assert tuple(header[: len(row_module.COLUMNS)]) == row_module.COLUMNS
     assert header[len(row_module.COLUMNS) :] == sorted(header[len(row_module.COLUMNS) :])
     assert row_module.is_table(path)
-    assert not row_module.is_table(ROOT / "experiments/results/lfw.csv")
+    assert not row_module.is_table(ROOT / "experiments/results/synthetic.csv")
 
 
 def test_the_csv_is_replaced_or_appended_to(tmp_path, capsys):
@@ -569,7 +569,7 @@ def test_marks_must_be_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("page", "tables"),
-    [("README.md", {"study_embedded"}), ("docs/results.md", {"losses_embedded"})],
+    [("README.md", {"study_embedded", "study_lfw"}), ("docs/results.md", {"losses_embedded"})],
 )
 def test_the_pages_show_their_tables(page, tables):
     text = (ROOT / page).read_text()
@@ -700,5 +700,5 @@ def test_damaged_tables_are_named(tmp_path, change, message):
 
 
 def test_old_tables_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"lfw\.csv has no column 'overrides'"):
-        results.gather([ROOT / "experiments/results/lfw.csv"])
+    with pytest.raises(ValueError, match=r"synthetic\.csv has no column 'overrides'"):
+        results.gather([ROOT / "experiments/results/synthetic.csv"])

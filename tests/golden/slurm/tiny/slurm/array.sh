@@ -19,7 +19,7 @@
 export SUBMITIT_EXECUTOR=slurm
 trap : TERM USR2
 code=0
-srun --kill-on-bad-exit=0 --wait=60 bash runs/tiny/slurm/"$SLURM_ARRAY_TASK_ID.sh" || code=$?
+srun --kill-on-bad-exit=0 --wait=30 bash runs/tiny/slurm/"$SLURM_ARRAY_TASK_ID.sh" || code=$?
 case $code in
   0 | 2 | 3) exit "$code" ;;
   75) ;;
