@@ -23,6 +23,7 @@ from marginface import runtime
 from marginface.command import DONE, INPUT_ERROR, RUN_AGAIN, Parser
 
 DIVERGED = 3
+_PEER_LOST = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED)\b"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -98,6 +99,9 @@ def run(argv: Sequence[str]) -> int:
         stopped(DIVERGED, str(error))
         _leave(str(error), DIVERGED)
     except (ValueError, OSError) as error:
+        # JAX reports a peer that died as a ValueError, but no input is to be mended: a crash.
+        if jax.process_count() > 1 and re.match(_PEER_LOST, str(error)):
+            raise RuntimeError(f"another process was lost: {error}") from error
         stopped(INPUT_ERROR, str(error))
         raise
     if not finished:

@@ -311,6 +311,46 @@ def test_xpk_makes_a_jobset(two, tmp_path, monkeypatch):
         assert "exec python -m marginface.main" in printed
 
 
+def submit(engine, chosen):
+    module, text = ENGINES[engine]
+    module.submit(chosen, parsed(module, text))
+
+
+def test_a_sweep_that_is_queued_is_not_queued_again(two, programs, capsys):
+    pytest.importorskip("submitit", reason="pip install marginface[slurm]")
+    programs(squeue="", sbatch="echo 12")
+    submit("slurm", two)
+    assert "job 12: 2 units" in capsys.readouterr().out
+    assert programs.calls("sbatch") == [["--parsable", "runs/tiny/slurm/array.sh"]]
+    assert pathlib.Path("runs/tiny/slurm/1.sh").exists()
+    programs(squeue="echo 12")
+    with pytest.raises(ValueError, match="marginface-tiny is queued as job 12: wait for it"):
+        submit("slurm", two)
+    programs(squeue="", sbatch="echo 'error: no such partition' >&2; exit 1")
+    with pytest.raises(ValueError, match="sbatch: error: no such partition"):
+        submit("slurm", two)
+
+
+def test_sky_and_xpk_get_each_unit(two, programs):
+    programs(sky="", xpk="", gcloud="exit 2", git="")
+    submit("sky", two)
+    names = [cloud.job_name(unit) for unit in two]
+    files = [words[-1] for words in programs.calls("sky")]
+    assert files == [f"runs/tiny/tpu/{name}.yaml" for name in names]
+    submit("k8s", two)
+    assert [f"--workload={name}" in w for name, w in zip(names, programs.calls("xpk"), strict=True)]
+    programs(xpk="exit 1")
+    with pytest.raises(ValueError, match="exit code 1"):
+        submit("k8s", two)
+
+
+def test_gcloud_scripts_run_side_by_side_and_are_waited_for(two, programs, capsys):
+    programs(gcloud="exit 2", git="")
+    submit("gcloud", two)
+    out = capsys.readouterr().out
+    assert [f"{cloud.job_name(unit)}: exit code" in out for unit in two] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("module", "text", "message"),
     [

@@ -153,3 +153,18 @@ def test_overrides_keep_types():
 
 def test_divergence_has_its_own_type():
     assert not issubclass(train.DivergedError, ValueError | OSError)
+
+
+def test_a_lost_peer_is_a_crash_and_no_mistake_of_the_user(tmp_path, monkeypatch):
+    """What retries a crash must not take it for a config error, which it would give up on."""
+
+    def lost(*_, **__):
+        raise ValueError("UNKNOWN: Gloo all-reduce failed: connection reset by peer")
+
+    monkeypatch.setattr(train, "train", lost)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="another process was lost"):
+        main.run([EXPERIMENT, f"--workdir={tmp_path / 'run'}"])
+    monkeypatch.setattr("jax.process_count", lambda: 1)
+    with pytest.raises(ValueError, match="Gloo"):
+        main.run([EXPERIMENT, f"--workdir={tmp_path / 'run'}"])
