@@ -108,7 +108,14 @@ here=$(dirname "$0")
 tpus() {{ gcloud compute tpus "$@" "${{options[@]}}"; }}
 
 state() {{
-  tpus queued-resources describe "$name" --format='value(state.state)' 2> /dev/null || echo ABSENT
+  local said
+  if said=$(tpus queued-resources describe "$name" --format='value(state.state)' 2>&1); then
+    echo "$said"
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    echo UNKNOWN  # no network, or a login that has expired: it may well run
+  fi
 }}
 
 delete() {{
@@ -133,6 +140,13 @@ its_turn() {{
   done
 }}
 
+fetch() {{
+  mkdir -p {here}
+  gcloud storage rsync --recursive \\
+    {there} \\
+    {here}
+}}
+
 run() {{
   tpus tpu-vm scp "$here/$name.tgz" "$here/$name-remote.sh" "$name:" --worker=all --quiet &&
     tpus tpu-vm ssh "$name" --worker=all --quiet --command="bash $name-remote.sh"
@@ -151,14 +165,16 @@ for _ in $(seq {machines}); do
   fi
   case $code in
     0)
-      mkdir -p {here}
-      gcloud storage rsync --recursive \\
-        {there} \\
-        {here}
+      fetch
       exit 0
       ;;
     75 | 255) ;;  # saved, or the connection is lost
-    *) if [ "$(state)" = ACTIVE ]; then exit "$code"; fi ;;
+    *)
+      if [ "$(state)" = ACTIVE ]; then
+        fetch || true  # what it says of its end
+        exit "$code"
+      fi
+      ;;
   esac
   delete  # a TPU that was preempted never comes back by itself
 done
@@ -203,8 +219,11 @@ def render(units: Sequence[Unit], options: argparse.Namespace) -> dict[str, str]
     return files
 
 
-def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
     """Queues the jobs with SkyPilot, or runs the gcloud scripts side by side until all have ended.
+
+    Returns:
+        whether the units have ended and their folders are here.
 
     Raises:
         ValueError: as render; or the engine's command is not there or refuses a job.
@@ -213,12 +232,14 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
     files = write(units, render(units, options), program)
     if options.tpu_engine == "gcloud":
         _run_all([file for file in files if not file.name.endswith("-remote.sh")])
-        return
+        return True
     for file in files:
         call("sky", "jobs", "launch", "--yes", "--async", str(file))
     root = units[0].folder.parents[1]
     print("sky jobs queue shows them; then fetch what they left:", flush=True)
     print(f"gcloud storage rsync --recursive {options.tpu_bucket} {shlex.quote(str(root))}")
+    print("queue nothing twice: the same command takes what is not fetched for not run", flush=True)
+    return False
 
 
 def job_name(unit: Unit) -> str:
@@ -385,7 +406,8 @@ def _run_all(scripts: Sequence[pathlib.Path]) -> None:
         for script, process in running.items():
             print(f"{script.stem}: exit code {process.wait()}; {script.with_suffix('.log')}")
     finally:
-        for process in running.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)  # each deletes its TPU as it ends
-                process.wait()
+        left = [process for process in running.values() if process.poll() is None]
+        for process in left:
+            os.killpg(process.pid, signal.SIGTERM)  # each deletes its TPU as it ends
+        for process in left:
+            process.wait()

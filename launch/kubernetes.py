@@ -49,15 +49,22 @@ def render(units: Sequence[Unit], options: argparse.Namespace) -> dict[str, str]
     }
 
 
-def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
-    """Creates the workloads.
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
+    """Creates the workloads; False, as they only begin.
 
     Raises:
         ValueError: as render; or xpk is not there or refuses one.
     """
+    refused = []
     for file in cloud.write(units, render(units, options), "xpk"):
-        cloud.call("bash", str(file))
+        try:
+            cloud.call("bash", str(file))
+        except ValueError as error:  # one that is there already must not keep back the others
+            refused.append(str(error))
+    if refused:
+        raise ValueError(f"{len(refused)} of {len(units)} not created, the first: {refused[0]}")
     print(f"xpk workload list --cluster {options.k8s_cluster} shows them", flush=True)
+    return False
 
 
 def _check(options: argparse.Namespace) -> None:

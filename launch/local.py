@@ -27,11 +27,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--retries", type=int, default=2, help="of a unit that crashed")
 
 
-def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
-    """Runs the units as the options say."""
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
+    """Runs the units as the options say; they have ended when it returns True."""
     if options.jobs < 1 or options.retries < 0:
         raise ValueError(f"--jobs {options.jobs} --retries {options.retries}: give 1 and 0 or more")
     run(units, jobs=options.jobs, retries=options.retries)
+    return True
 
 
 def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
@@ -68,7 +69,7 @@ def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
             board.show()
             if not ended:
                 time.sleep(0.2)
-    except KeyboardInterrupt:
+    except BaseException:  # whatever ends us: units that nobody watches must not go on
         for one in running:
             one.process.send_signal(signal.SIGTERM)  # each saves and leaves with 75
         for one in running:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch import units as sweeps
+from launch.sweep import check_folders
 from launch.units import Unit
 from marginface import command, metrics, runtime
 from marginface import config as configs
@@ -392,8 +393,7 @@ def _percent(accuracy: float | None) -> str:
 
 def _run(units: Sequence[Unit], run: Runner, notes: Sequence[Callable[[], None]]) -> None:
     """Runs those that have not ended; whatever happens, what has ended is noted."""
-    for unit in units:
-        _check_folder(unit)
+    check_folders(units)
     try:
         todo = [u for u in units if sweeps.state(u.folder).kind not in _ENDED]
         if todo:
@@ -407,23 +407,6 @@ def _run(units: Sequence[Unit], run: Runner, notes: Sequence[Callable[[], None]]
         if kind == "checkpointed":
             raise Stopped(f"{folder}: {why}")
         raise ValueError(f"{folder}: {kind}{f', {why}' if why else ''}")
-
-
-def _check_folder(unit: Unit) -> None:
-    """That what lies in the unit's folder is of the unit's values."""
-    path = unit.folder / "config.json"
-    if not path.exists():
-        return
-    try:
-        held = configs.dotted(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError):
-        held = {}
-    for key, value in unit.overrides.items():
-        if held.get(key, ...) != json.loads(json.dumps(value)):
-            raise ValueError(
-                f"{unit.folder} holds a run of another search ({key} is {held.get(key, 'absent')}, "
-                f"not {value}): remove it, or use another --runs"
-            )
 
 
 def _score(trial: Mapping[str, Any]) -> float:

@@ -90,8 +90,8 @@ def render(units: Sequence[Unit], options: argparse.Namespace) -> dict[str, str]
     return files
 
 
-def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
-    """Writes what `render` returns and submits the arrays.
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
+    """Writes what `render` returns and submits the arrays; False, as they only begin.
 
     Raises:
         ValueError: as render; or SLURM is not there, holds a sweep already, or refuses it.
@@ -108,6 +108,7 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
     for folder, group in _by_folder(units).items():
         job = _call("sbatch", "--parsable", str(folder / SCRIPT)).strip()
         print(f"job {job}: {len(group)} units, logs in {folder}; squeue --me shows it", flush=True)
+    return False
 
 
 def _by_folder(units: Sequence[Unit]) -> dict[pathlib.Path, list[Unit]]:

@@ -17,12 +17,15 @@ import argparse
 import importlib
 import pathlib
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from launch import units as sweeps
 from launch.units import Unit
 from marginface import command, runtime
+from marginface import config as configs
 from marginface.command import Parser
+from marginface.report import run_folder
 
 BACKENDS = {
     "local": "local",
@@ -31,7 +34,6 @@ BACKENDS = {
     "tpu": "cloud",
     "k8s": "kubernetes",
 }
-HERE = ("local", "vmap")  # their units have ended when `submit` returns
 SOME_FAILED = 1
 
 
@@ -74,6 +76,9 @@ def run(argv: Sequence[str]) -> int:
             changes=changes,
         )
     ]
+    if not units:
+        raise ValueError(f"{' '.join(options.config)}: sweep(add) adds nothing; use --no_grid")
+    check_folders(units)
     # Seed by seed, so that a sweep cut short has compared everything with the same seeds.
     units.sort(key=lambda unit: unit.config.seed)
     states = {unit.folder: sweeps.state(unit.folder) for unit in units}
@@ -84,9 +89,8 @@ def run(argv: Sequence[str]) -> int:
         _print_rendered(todo, backend, options)
         return 0
     sweeps.record(units)
-    if todo:
-        backend.submit(todo, options)
-    return _conclude(units) if options.backend in HERE else 0
+    ended_here = backend.submit(todo, options) if todo else True
+    return _conclude(units) if ended_here else 0
 
 
 def experiments(words: Sequence[str], variant: str = "") -> list[str]:
@@ -106,6 +110,26 @@ def experiments(words: Sequence[str], variant: str = "") -> list[str]:
         else:
             found.append(word)
     return [f"{w}:{variant}" if variant and w.endswith(".py") else w for w in found]
+
+
+def check_folders(units: Sequence[Unit]) -> None:
+    """That no two units share a folder, and that what lies there is of the same config.
+
+    Raises:
+        ValueError: names the folder, and what differs.
+    """
+    for folder, count in Counter(unit.folder for unit in units).items():
+        if count > 1:
+            raise ValueError(
+                f"{folder} would hold {count} units: give each experiment once, or rename a file"
+            )
+    for unit in units:
+        path = unit.folder / "config.json"
+        if path.exists() and (changed := run_folder.differing(path, configs.to_json(unit.config))):
+            raise ValueError(
+                f"{unit.folder} holds a run with another config ({', '.join(changed[:3])}): "
+                "remove it, or use another --runs"
+            )
 
 
 def _conclude(units: Sequence[Unit]) -> int:

@@ -45,11 +45,12 @@ def add_arguments(parser: Any) -> None:
     )
 
 
-def submit(units: Sequence[Unit], options: argparse.Namespace) -> None:
-    """Trains the units, group by group."""
+def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
+    """Trains the units, group by group; they have ended when it returns True."""
     if options.width < 0:
         raise ValueError(f"--width {options.width}: give 0 (as many as fit) or more")
     run(units, width=options.width)
+    return True
 
 
 def run(units: Sequence[Unit], *, width: int = 0) -> None:
@@ -68,8 +69,10 @@ def run(units: Sequence[Unit], *, width: int = 0) -> None:
             try:
                 _Group(group, width).run(board)
             except (ValueError, OSError) as error:  # its data or config: the others go on
-                unfinished = [u for u in group if sweeps.state(u.folder).kind == "not run"]
-                _refuse(unfinished, error, board)
+                ended = ("done", "diverged")
+                _refuse(
+                    [u for u in group if sweeps.state(u.folder).kind not in ended], error, board
+                )
     finally:
         board.close()
 
@@ -112,17 +115,22 @@ class _Group:
     def run(self, board: Board) -> None:
         """Trains all units, `width` at a time."""
         for start in range(0, len(self.units), self.width):
-            units = [u for u in self.units[start : start + self.width] if self._claim(u, board)]
-            if units:
-                _Chunk(self, units, board).train()
+            runs = self._restored(self.units[start : start + self.width], board)
+            # Not equally far after all where a damaged checkpoint was passed over.
+            for now in sorted({run.now for run in runs}):
+                _Chunk(self, [run for run in runs if run.now == now], board).train()
 
-    def _claim(self, unit: Unit, board: Board) -> bool:
-        try:
-            run_folder.claim(unit.folder, configs.to_json(unit.config), unit.origin())
-            return True
-        except ValueError as error:
-            _refuse([unit], error, board)
-            return False
+    def _restored(self, units: Sequence[Unit], board: Board) -> list["_Run"]:
+        """The units whose folders and data fit, each as far as it was."""
+        runs = []
+        for unit in units:
+            try:
+                run_folder.claim(unit.folder, configs.to_json(unit.config), unit.origin())
+                runs.append(_Run(unit, self))
+                board.started(unit)
+            except (ValueError, OSError) as error:
+                _refuse([unit], error, board)
+        return runs
 
     def _compile(self, width: int, bounded: bool) -> tuple[int, Any]:
         """(how many fit, the step for so many)."""
@@ -195,14 +203,15 @@ class _Run:
         meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
         config = unit.config
         if restored is None:
-            self.state = group.alone.init(jnp.int32(config.seed), objective.hyper(config))
+            state = group.alone.init(jnp.int32(config.seed), objective.hyper(config))
         else:
-            _, self.state, meta = restored
+            _, state, meta = restored
             if meta["data"] != group.faces.fingerprint:
                 raise ValueError(
                     f"{unit.folder}: the data set is not the one this run began with: restore the "
                     "data, or choose another --runs"
                 )
+        self.state = jax.device_get(state)  # one device has no room for all
         self.now, self.seconds = meta["step"], meta["seconds"]
         self.window = metrics.Window(config.batch_size, meta["window"], meta["unreadable"])
         self._log = (unit.folder / "log.txt").open("a", encoding="utf-8")
@@ -242,7 +251,9 @@ class _Run:
             checkpoints.save(step, state, meta, results)
 
     def stop(self, code: int, message: str) -> None:
-        """Leaves word why the run is not complete."""
+        """Leaves word why the run is not complete, unless it has ended already."""
+        if not self.alive:
+            return
         text = configs.to_json(self.unit.config)
         run_folder.record_stop(self.unit.folder, text, code, message)
         self.close()
@@ -253,29 +264,23 @@ class _Run:
             self.alive = False
             self.writer.close()
             self._log.close()
+            run_folder.release(self.unit.folder)
 
 
 class _Chunk:
     """As many units as train in one program."""
 
-    def __init__(self, group: _Group, units: Sequence[Unit], board: Board) -> None:
-        self.group, self.board, self.begun = group, board, time.monotonic()
-        self.runs = []
-        for unit in units:
-            try:
-                self.runs.append(_Run(unit, group))
-                board.started(unit)
-            except (ValueError, OSError) as error:
-                _refuse([unit], error, board)
+    def __init__(self, group: _Group, runs: list[_Run], board: Board) -> None:
+        self.group, self.runs, self.board, self.begun = group, runs, board, time.monotonic()
 
     def train(self) -> None:
         """Trains, evaluates and reports the units."""
-        if not self.runs:
-            return
         streams = self._streams()
         try:
             with Preemption() as preemption:
                 self._loop(list(streams.values()), list(streams), preemption)
+                if preemption.requested(self.group.total):
+                    raise KeyboardInterrupt  # all is saved, and nothing more shall begin
         finally:
             for stream in streams.values():
                 stream.close()
@@ -368,21 +373,25 @@ class _Chunk:
         for lane, run in enumerate(self.runs):
             if not run.alive:
                 continue
-            state, results = self._slice(states, lane), None
-            if evaluating:
-                results = self.group.evaluators.run(state)
-                if run.now < now:
-                    run.write(now, results)
-            seconds = run.seconds + (time.monotonic() - self.begun) / len(self.runs)
-            if run.now < now:
-                run.save(now, state, results, seconds)
-            if last:
-                assert results is not None
-                self._report(run, results, seconds)
-            elif stop:
+            try:
+                self._save_one(run, self._slice(states, lane), now, evaluating, last)
+            except (ValueError, OSError) as error:  # this unit's alone
+                run.stop(INPUT_ERROR, str(error))
+            if stop and not last:
                 run.stop(RUN_AGAIN, "stopped by SIGTERM after saving: the same command continues")
+            if not run.alive:
                 self.board.ended(run.unit)
             run.window.restart_clock()
+
+    def _save_one(self, run: _Run, state: Any, now: int, evaluating: bool, last: bool) -> None:
+        results = self.group.evaluators.run(state) if evaluating else None
+        seconds = run.seconds + (time.monotonic() - self.begun) / len(self.runs)
+        if run.now < now:
+            if results is not None:
+                run.write(now, results)
+            run.save(now, state, results, seconds)
+        if last and results is not None:
+            self._report(run, results, seconds)
 
     def _report(self, run: _Run, results: dict[str, float], seconds: float) -> None:
         evaluators = self.group.evaluators
@@ -398,7 +407,6 @@ class _Chunk:
                 groupings=evaluators.groupings,
             )
         run.close()
-        self.board.ended(run.unit)
 
     def _stack(self, trees: list[Any]) -> Any:
         stacked = jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *trees)

@@ -147,11 +147,14 @@ def record(units: Iterable[Unit]) -> None:
         group = list(group)
         folder.mkdir(parents=True, exist_ok=True)
         path, variant = configs.parts(group[0].experiment)
-        known = recorded(folder) if (folder / SWEEP).exists() else {"units": {}}
+        try:
+            known = recorded(folder)["units"]
+        except (OSError, ValueError):  # none yet, or damaged: made anew
+            known = {}
         content = {
             "experiment": path.stem,
             "variant": variant,
-            "units": known["units"] | {unit.name: unit.overrides for unit in group},
+            "units": known | {unit.name: unit.overrides for unit in group},
         }
         text = json.dumps(content, indent=1, default=list) + "\n"
         metrics.write_atomically(folder / SWEEP, text)
@@ -245,8 +248,8 @@ def _filtered(units: list[Unit], filters: Sequence[str]) -> list[Unit]:
             what = "fits none" if not fitting else f"fits {', '.join(fitting)}"
             raise ValueError(f"--filter {word!r} {what}; {configs.nearest(end, keys)}")
         wanted = set(values.split(","))
-        there = {_text(unit.overrides[fitting[0]]) for unit in units}
+        there = {_text(configs.dotted(unit.config)[fitting[0]]) for unit in units}
         if not wanted & there:
             raise ValueError(f"--filter {word!r} leaves no unit; {fitting[0]} is {sorted(there)}")
-        units = [unit for unit in units if _text(unit.overrides[fitting[0]]) in wanted]
+        units = [u for u in units if _text(configs.dotted(u.config)[fitting[0]]) in wanted]
     return units

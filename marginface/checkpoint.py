@@ -381,26 +381,31 @@ class Checkpoints:
 class Preemption:
     """Notices SIGTERM, so that the train loop can save and leave at a step boundary.
 
-    One process: a handler that sets a flag, and the previous handler afterwards. Several processes:
+    One process: a handler that sets a flag, and the previous handler afterwards; the first Ctrl-C
+    counts as SIGTERM, the second ends at once. Several processes:
     JAX's preemption service, by which all of them stop at the same step; a Python handler would
     silently disable it, so none is installed.
     """
 
     def __init__(self) -> None:
         self._signalled = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._notice)
+            numbers = (signal.SIGTERM, signal.SIGINT)
+            self._previous = {n: signal.signal(n, self._notice) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         if jax.process_count() == 1:
-            # None stands for a handler that was not set from Python and cannot be put back.
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+            for number, handler in self._previous.items():
+                # None stands for a handler that was not set from Python and cannot be put back.
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _notice(self, signum: int, frame: types.FrameType | None) -> None:
+        if signum == signal.SIGINT and self._signalled:
+            raise KeyboardInterrupt
         self._signalled = True
 
     def requested(self, step: int) -> bool:

@@ -45,15 +45,19 @@ class Parser(argparse.ArgumentParser):
 def main(run: Callable[[Sequence[str]], int | None], name: str) -> NoReturn:
     """Calls `run` with the command line and leaves with its exit code (none: 0).
 
-    SIGTERM arrives as KeyboardInterrupt; either ends with 75, a ValueError or OSError with 2, both
-    with one line that begins with `name`.
+    SIGTERM and a lost terminal arrive as KeyboardInterrupt; it ends with 75, a ValueError or
+    OSError with 2, both with one line that begins with `name`.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(run(sys.argv[1:]) or DONE)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command continues", file=sys.stderr, flush=True)
         sys.exit(RUN_AGAIN)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INPUT_ERROR)
     except (ValueError, OSError) as error:
         if os.environ.get("MARGINFACE_TRACEBACK"):
             raise

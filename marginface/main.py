@@ -11,12 +11,13 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NoReturn
 
-from absl import flags, logging
+from absl import logging
 
 from marginface import config as configs
 from marginface import runtime
@@ -71,7 +72,6 @@ def run(argv: Sequence[str]) -> int:
     from marginface import train
     from marginface.report import run_folder
 
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for it
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     if options.coordinator == "auto":
@@ -91,6 +91,10 @@ def run(argv: Sequence[str]) -> int:
         if jax.process_index() == 0:
             run_folder.record_stop(workdir, configs.to_json(config), code, message)
 
+    before = signal.getsignal(signal.SIGTERM)
+    if jax.process_count() == 1:
+        # Before the loop listens and after it nothing is lost by leaving: the same command goes on.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(RUN_AGAIN))
     try:
         finished = train.train(
             config, workdir, origin=origin, allow_changed_data=options.allow_changed_data
@@ -104,6 +108,9 @@ def run(argv: Sequence[str]) -> int:
             raise RuntimeError(f"another process was lost: {error}") from error
         stopped(INPUT_ERROR, str(error))
         raise
+    finally:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     if not finished:
         stopped(RUN_AGAIN, "stopped by SIGTERM after saving: the same command continues")
     return DONE if finished else RUN_AGAIN

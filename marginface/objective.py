@@ -92,12 +92,15 @@ def hyper(config: Config) -> Hyper:
 
 
 def static(config: Config) -> dict[str, Any]:
-    """The config without its seed and without what `hyper` holds: runs for which this is equal
-    differ in numbers only, so one compiled step serves them all.
+    """The config without its seed and without the values that `hyper` holds, their keys kept: runs
+    for which this is equal differ in numbers only, so one compiled step serves them all.
     """
 
     def words(section: Any) -> dict[str, Any]:
-        return {k: words(v) if hasattr(v, "items") else v for k, v in _rest(section).items()}
+        return {
+            k: words(v) if hasattr(v, "items") else None if isinstance(v, float) else v
+            for k, v in section.items()
+        }
 
     sections = ("loss", *MODULES, "optimizer", "schedule")
     found = {k: words(v) if k in sections else v for k, v in config.to_dict().items()}

@@ -92,7 +92,7 @@ class Wandb:
         wandb, settings = importlib.import_module("wandb"), config["wandb"]
         path = workdir / "wandb" / "id.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if not path.exists() or not path.read_text(encoding="ascii"):
             path.write_text(secrets.token_hex(4), encoding="ascii")
         self._run = wandb.init(
             project=settings["project"],
@@ -101,6 +101,7 @@ class Wandb:
             tags=list(settings.get("tags") or ()),
             id=path.read_text(encoding="ascii"),
             resume="allow",
+            reinit="create_new",  # runs that train together are several in one process
             dir=str(workdir),
             mode=settings["mode"],
             config=dict(config),

@@ -20,9 +20,6 @@ import pathlib  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from absl import flags  # noqa: E402
-
-flags.FLAGS.mark_as_parsed()  # Grain's workers ask for parsed flags
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -387,3 +387,13 @@ def test_sigterm_is_noticed_and_the_old_handler_put_back():
         assert heard == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_ctrl_c_saves_and_the_second_ends():
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.requested(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

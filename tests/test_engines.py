@@ -218,7 +218,7 @@ GCLOUD = """
 case "$*" in
   *" create "*) echo ACTIVE > state ;;
   *" delete "*) rm state ;;
-  *describe*) cat state ;;
+  *describe*) cat state 2> /dev/null || { echo "ERROR: NOT_FOUND: no such TPU" >&2; exit 1; } ;;
   *ssh*)
     read -r code rest <<< "$(cat codes)"
     echo "$rest" > codes
@@ -245,7 +245,19 @@ def test_a_preempted_tpu_is_deleted_and_made_anew(two, programs, codes, machines
     made = [words[3] for words in programs.calls("gcloud") if words[3] in ("create", "delete")]
     assert made == ["create", "delete"] * machines
     fetched = [words for words in programs.calls("gcloud") if words[0] == "storage"]
-    assert len(fetched) == (code == 0)
+    assert len(fetched) == 1  # of a failed run too: what it says of its end
+
+
+def test_a_tpu_whose_state_nobody_can_tell_is_not_taken_for_gone(two, programs):
+    programs(gcloud='echo "ERROR: login expired" >&2; exit 1', git="")
+    name, script = next(iter(render("gcloud", two).items()))
+    path = pathlib.Path("runs", name)
+    path.parent.mkdir(parents=True)
+    path.write_text(script)
+    done = subprocess.run(["bash", str(path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is not deleted and may cost money" in done.stderr
+    assert not any("create" in words for words in programs.calls("gcloud"))
 
 
 def test_what_gcloud_is_told_passes_its_parser(two, programs, tmp_path):

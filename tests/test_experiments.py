@@ -1,6 +1,7 @@
 """Every experiment: configs build for all data, sweeps name real keys, losses are finite."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -32,6 +33,19 @@ def test_configs_build_and_sweeps_name_real_keys(path, data):
     for unit in units:
         configs.override(configs.load(f"{path}:data={data}"), unit)
     assert f"experiments/{path.name}" in path.read_text(), "the docstring gives the command"
+
+
+def test_what_trains_in_one_program_has_numbers_of_one_structure():
+    """Equal but for numbers: then `hyper` has the same keys, and can be stacked."""
+    found = {}
+    for path in FILES:
+        for data in ("small", "casia"):
+            config = configs.load(f"{path}:data={data}")
+            same = json.dumps(objective.static(config), sort_keys=True, default=list)
+            found.setdefault(same, []).append(jax.tree.structure(objective.hyper(config)))
+    assert len(found) < 2 * len(FILES), "NormFace and CosFace with Lr(W) ... share none?"
+    for structures in found.values():
+        assert len(set(structures)) == 1
 
 
 def test_a_sweep_key_with_a_typo_names_the_nearest():

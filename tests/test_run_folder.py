@@ -4,6 +4,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -346,3 +347,18 @@ def test_metrics_with_a_broken_last_line_are_drawn(tmp_path):
     records = metrics.read_lines(path)
     assert records == [{"step": 1, "loss/total": 2.0}]
     assert len(plots.draw(tmp_path, records)) == 1
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    run_folder.claim(tmp_path / "run", "{}")
+    run_folder.claim(tmp_path / "run", "{}")  # the same process may come back
+    code = f"""
+import pathlib
+from marginface.report import run_folder
+run_folder.claim(pathlib.Path({str(tmp_path / "run")!r}), "{{}}")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "is being trained by another process" in done.stderr
+    run_folder.release(tmp_path / "run")
+    assert subprocess.run(command, capture_output=True).returncode == 0

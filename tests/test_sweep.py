@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 import tiny_sweep
@@ -22,7 +23,6 @@ def arguments(experiment, tmp_path, *more):
 def finish(folder, accuracy=0.9):
     """What a complete run leaves, as far as a sweep looks at it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
     (folder / "summary.json").write_text(json.dumps({"synthetic/accuracy": accuracy}))
 
 
@@ -45,7 +45,6 @@ def scripted(monkeypatch):
 
 
 DONE = """
-(folder / "config.json").write_text("{}")
 (folder / "summary.json").write_text("{}".replace("{}", '{"a/accuracy": 0.9}'))
 with (folder / "times").open("a") as f: f.write("x")
 """
@@ -101,7 +100,6 @@ def test_finished_units_are_skipped_and_failed_ones_stop_nobody(
     finish(tmp_path / "runs/tiny" / names[0])
     broken = 'print("marginface: no such data"); raise SystemExit(2)'
     nan = """
-(folder / "config.json").write_text("{}")
 (folder / "stopped.json").write_text('{"code": 3, "message": "step 4: loss/total not finite"}')
 raise SystemExit(3)
 """
@@ -162,6 +160,54 @@ time.sleep(60)
         local.run(found)
     assert (found[0].folder / "saved").exists()
     assert not found[1].folder.exists()
+
+
+def test_a_folder_with_another_config_is_no_finished_unit(experiment, tmp_path, scripted):
+    from marginface import config as configs
+
+    unit = units.expand(experiment, root=tmp_path / "runs")[0]
+    finish(unit.folder)
+    text = configs.to_json(unit.config)
+    (unit.folder / "config.json").write_text(text)
+    sweep.check_folders([unit])
+    (unit.folder / "config.json").write_text(text.replace('"batch_size": 16', '"batch_size": 8'))
+    scripted(DONE)
+    with pytest.raises(ValueError, match=r"another config .*batch_size was 8, is 16"):
+        sweep.run(arguments(experiment, tmp_path))
+
+
+def test_two_units_of_one_folder_are_refused(experiment, tmp_path):
+    words = ["--config", experiment, experiment, "--runs", str(tmp_path / "runs")]
+    with pytest.raises(ValueError, match="would hold 2 units"):
+        sweep.run(words)
+
+
+def test_a_sweep_that_adds_nothing_says_so(tmp_path):
+    experiment = tiny_sweep.write(tmp_path, margins=())
+    with pytest.raises(ValueError, match="adds nothing"):
+        sweep.run(arguments(experiment, tmp_path))
+
+
+def test_units_do_not_outlive_a_sweep_that_breaks(experiment, tmp_path, scripted, monkeypatch):
+    scripted("""
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").write_text("yes"), sys.exit(75)))
+(folder / "begun").write_text("yes")
+time.sleep(60)
+""")
+    found = units.expand(experiment, root=tmp_path / "runs")[:2]
+    found[1].folder.parent.mkdir(parents=True)
+    found[1].folder.write_text("a file where a folder must go")
+
+    def start(unit, attempt, start=local._start):
+        while unit is found[1] and not (found[0].folder / "begun").exists():
+            time.sleep(0.05)
+        return start(unit, attempt)
+
+    monkeypatch.setattr(local, "_start", start)
+    with pytest.raises(OSError, match="exists"):
+        local.run(found, jobs=2)
+    assert (found[0].folder / "saved").exists()
 
 
 def test_a_folder_stands_for_its_experiments(tmp_path):

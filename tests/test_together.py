@@ -119,7 +119,46 @@ def test_what_the_plain_command_began_goes_on_together(tmp_path, monkeypatch):
     monkeypatch.setattr(Preemption, "requested", lambda self, step: False)
     assert sorted(len(group) for group in together.groups(many)) == [1, 3]  # not equally far
     together.run(many)
+    alone = many[1]._replace(folder=tmp_path / "alone")
+    assert train.train(alone.config, alone.folder)
+    assert_equal(many[1], alone, rtol=1e-3)
     assert {units.state(unit.folder).kind for unit in many} == {"done"}
+
+
+def test_a_damaged_checkpoint_does_not_move_the_others(tmp_path, monkeypatch):
+    """The unit goes back to an earlier step, alone; nobody skips or repeats an update."""
+    whole = expand(tmp_path, "whole", seeds=1, steps=12, checkpoint_every=3)
+    together.run(whole)
+    many = expand(tmp_path, "damaged", seeds=1, steps=12, checkpoint_every=3)
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: step == 7)
+    with pytest.raises(KeyboardInterrupt):
+        together.run(many)
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: False)
+    for file in (many[0].folder / "checkpoints" / "7").rglob("*"):
+        if file.is_file() and file.name != "manifest.json":
+            file.write_bytes(file.read_bytes() + b"x")
+    together.run(many)
+    for unit, same in zip(many, whole, strict=True):
+        assert units.state(unit.folder).kind == "done"
+        assert_equal(unit, same, rtol=1e-5)
+
+
+def test_a_unit_that_cannot_be_saved_stops_nobody(tmp_path, monkeypatch):
+    many = expand(tmp_path, seeds=1, steps=4)
+    save = together._Run.save
+
+    def full(self, *arguments):
+        if self.unit is many[1]:
+            raise OSError(28, "No space left on device")
+        save(self, *arguments)
+
+    monkeypatch.setattr(together._Run, "save", full)
+    together.run(many)
+    assert [units.state(u.folder).kind for u in many] == ["done", "failed", "done", "done"]
+    assert "No space left" in units.state(many[1].folder).why
+    monkeypatch.setattr(together._Run, "save", save)
+    together.run([many[1]])
+    assert units.state(many[1].folder).kind == "done"
 
 
 def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
@@ -171,6 +210,16 @@ def test_other_shapes_are_other_groups(tmp_path):
     assert [len(group) for group in together.groups(other)] == [1, 2, 1, 1]
 
 
+def test_losses_with_other_numbers_are_other_groups(tmp_path):
+    names = ("arcface", "focal_arcface", "normface", "label_smoothing")
+    many = [
+        unit
+        for name in names
+        for unit in units.expand(f"experiments/{name}.py:data=small", root=tmp_path, grid=False)
+    ]
+    assert [len(group) for group in together.groups(many)] == [1, 1, 1, 1]
+
+
 def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
     good = expand(tmp_path, seeds=1, steps=2, weights=(0.0,))
     bad = units.expand(
@@ -181,6 +230,14 @@ def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
     together.run([*bad, *good])
     assert {units.state(unit.folder).kind for unit in bad} == {"failed"}
     assert "test_samples" in units.state(bad[0].folder).why
+    other = units.expand(
+        tiny_sweep.write(tmp_path, name="bad"),
+        root=tmp_path / "together",
+        changes={"data.kw.image_size": "17"},
+    )
+    other = [one._replace(folder=unit.folder) for one, unit in zip(other, bad, strict=True)]
+    together.run(other)  # another mistake in the same folders is told, too
+    assert "image_size=17" in units.state(bad[0].folder).why
     assert {units.state(unit.folder).kind for unit in good} == {"done"}
 
 

@@ -94,6 +94,17 @@ def test_what_precedes_a_checkpoint_is_on_disk(tmp_path):
 # --- wandb ---------------------------------------------------------------------------------------
 
 
+def test_runs_in_one_process_do_not_share_a_wandb_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    started = [start_trackers(config(wandb=True), tmp_path / "sweep" / name) for name in ("a", "b")]
+    runs = [one._running["wandb"]._run for one in started]
+    assert runs[0].id != runs[1].id
+    for one in started:
+        one.write(1, {"x": 1.0})
+        one.close()
+
+
 class FakeWandb:
     """Remembers how it was called."""
 

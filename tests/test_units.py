@@ -123,6 +123,14 @@ def test_a_sweep_is_written_down_and_grows(tmp_path):
     (tmp_path / "runs/tiny/sweep.json").write_text('{"units": [1]}')
     with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
         units.recorded(tmp_path / "runs/tiny")
+    units.record(expand(tmp_path))
+    assert len(units.recorded(tmp_path / "runs/tiny")["units"]) == 4
+
+
+def test_filters_know_what_a_point_does_not_set(tmp_path):
+    text = "def sweep(add, arg=None):\n    add({})\n    add({'loss.scale': 8.0})\n"
+    (unit,) = expand(tmp_path, text, filters=["scale=24"])
+    assert unit.name == "seed=0"
 
 
 def test_states(tmp_path):

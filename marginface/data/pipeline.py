@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import grain
 import numpy as np
+from absl import flags
 
 from marginface.data import Faces, RandomAccess, Record
 from marginface.typing import Int
@@ -95,6 +96,8 @@ class TrainIterator(Iterator[Batch]):
                 grain.ReadOptions(self._threads, 2 * self._threads)
             )
             if self._workers:
+                if not flags.FLAGS.is_parsed():  # Grain's worker processes ask for it
+                    flags.FLAGS.mark_as_parsed()
                 batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._workers, 2))
             self._batches = iter(batches)
         batch = next(self._batches)

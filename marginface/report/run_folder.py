@@ -4,10 +4,12 @@ A summary is flat. Figures have their metrics' names ("lfw/accuracy"), those of 
 training begin with "untrained/"; the rest says where they come from ("commit", "device/kind").
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import platform
 import subprocess
@@ -32,6 +34,8 @@ MAY_CHANGE = ("data.workers", "data.kw.root", "wandb.", "tensorboard")
 _UNTRAINED = "untrained/"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ORIGIN = ("commit", "config/", "device/", "version/")
+
+_LOCKS: dict[pathlib.Path, int] = {}  # of the run folders that this process trains in
 
 # The last part of a figure's name: its format, and what it means in one line.
 _PLAIN = "{:.4g}"
@@ -85,18 +89,44 @@ def claim(workdir: pathlib.Path, config_json: str, origin: Mapping[str, Any] | N
             text = json.dumps(dict(origin), indent=2, default=list) + "\n"
             metrics.write_atomically(workdir / "origin.json", text)
         metrics.write_atomically(path, config_json)
+        _lock(workdir)
         return
     try:
-        differing = _differing(path, config_json)
+        changed = differing(path, config_json)
     except json.JSONDecodeError:
         raise ValueError(f"{path} is not JSON: choose another --workdir") from None
-    if differing:
-        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+    if changed:
+        more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(
-            f"{workdir} holds a run with another config ({', '.join(differing[:3])}{more}): "
+            f"{workdir} holds a run with another config ({', '.join(changed[:3])}{more}): "
             "choose another --workdir"
         )
+    _lock(workdir)
     (workdir / "stopped.json").unlink(missing_ok=True)
+
+
+def release(workdir: pathlib.Path) -> None:
+    """Lets other processes train in the folder again; the end of this process does so too."""
+    if (handle := _LOCKS.pop(workdir.resolve(), None)) is not None:
+        os.close(handle)
+
+
+def _lock(workdir: pathlib.Path) -> None:
+    """Two processes in one folder would undo each other's files: the second is refused."""
+    if (folder := workdir.resolve()) in _LOCKS:
+        return
+    handle = os.open(folder / "config.json", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"{workdir} is being trained by another process: wait for it, or end it"
+        ) from None
+    except OSError:  # a file system without locks, as buckets are
+        os.close(handle)
+        return
+    _LOCKS[folder] = handle
 
 
 def record_stop(workdir: pathlib.Path, config_json: str, code: int, message: str) -> None:
@@ -105,7 +135,7 @@ def record_stop(workdir: pathlib.Path, config_json: str, code: int, message: str
     Does nothing where the folder is not this config's: another run's is not to be touched.
     """
     try:
-        if _differing(workdir / "config.json", config_json):
+        if differing(workdir / "config.json", config_json):
             return
         text = json.dumps({"code": code, "message": message}) + "\n"
         metrics.write_atomically(workdir / "stopped.json", text)
@@ -113,8 +143,13 @@ def record_stop(workdir: pathlib.Path, config_json: str, code: int, message: str
         return
 
 
-def _differing(path: pathlib.Path, config_json: str) -> list[str]:
-    """ "loss.scale was 24.0, is 32.0" for each key that a continued run must not change."""
+def differing(path: pathlib.Path, config_json: str) -> list[str]:
+    """ "loss.scale was 24.0, is 32.0" for each key that a continued run must not change.
+
+    Args:
+        path: a config.json.
+        config_json: another config.
+    """
     old = dotted(json.loads(path.read_text(encoding="utf-8")))
     new = dotted(json.loads(config_json))
     return [

@@ -8,7 +8,14 @@ here=$(dirname "$0")
 tpus() { gcloud compute tpus "$@" "${options[@]}"; }
 
 state() {
-  tpus queued-resources describe "$name" --format='value(state.state)' 2> /dev/null || echo ABSENT
+  local said
+  if said=$(tpus queued-resources describe "$name" --format='value(state.state)' 2>&1); then
+    echo "$said"
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    echo UNKNOWN  # no network, or a login that has expired: it may well run
+  fi
 }
 
 delete() {
@@ -33,6 +40,13 @@ its_turn() {
   done
 }
 
+fetch() {
+  mkdir -p runs/tiny/m=0.3,exclusive.weight=1,seed=1
+  gcloud storage rsync --recursive \
+    gs://my-bucket/faces/tiny/m=0.3,exclusive.weight=1,seed=1 \
+    runs/tiny/m=0.3,exclusive.weight=1,seed=1
+}
+
 run() {
   tpus tpu-vm scp "$here/$name.tgz" "$here/$name-remote.sh" "$name:" --worker=all --quiet &&
     tpus tpu-vm ssh "$name" --worker=all --quiet --command="bash $name-remote.sh"
@@ -51,14 +65,16 @@ for _ in $(seq 50); do
   fi
   case $code in
     0)
-      mkdir -p runs/tiny/m=0.3,exclusive.weight=1,seed=1
-      gcloud storage rsync --recursive \
-        gs://my-bucket/faces/tiny/m=0.3,exclusive.weight=1,seed=1 \
-        runs/tiny/m=0.3,exclusive.weight=1,seed=1
+      fetch
       exit 0
       ;;
     75 | 255) ;;  # saved, or the connection is lost
-    *) if [ "$(state)" = ACTIVE ]; then exit "$code"; fi ;;
+    *)
+      if [ "$(state)" = ACTIVE ]; then
+        fetch || true  # what it says of its end
+        exit "$code"
+      fi
+      ;;
   esac
   delete  # a TPU that was preempted never comes back by itself
 done
