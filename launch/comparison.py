@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from launch import units
-from launch.rows import Row, Setting, figure, seed, settings
+from launch.rows import Row, Setting, figure, seed, settings, shares_time
 from marginface.config import nearest
 from marginface.report import published, statistics, tables
 from marginface.report.tables import NOTHING, Cell, Table, number
@@ -17,6 +17,7 @@ from marginface.report.tables import NOTHING, Cell, Table, number
 ALPHA = 0.05
 _PERCENT = ("accuracy", "eer", "top1", "tar@far")
 _LESS_IS_BETTER = ("eer", "sep_mean", "sep_var", "wall_s")
+_MOST_NAMED = 5  # settings in one line
 _HEADINGS = {"auc": "AUC", "sep_mean": "mean Sep", "sep_var": "var Sep", "wall_s": "wall time, s"}
 
 
@@ -26,6 +27,8 @@ class Line(NamedTuple):
     values: seed → figure of the runs that are counted.
     interval: of their mean.
     why: there is no mean, or "".
+    complete: every run counts, and they are not one alone where other settings have several; of
+        the seeds that survived, or of a single one, the mean may be luck.
     difference, p: to the baseline; p is Holm-adjusted, NaN where nothing could be tested.
     """
 
@@ -34,6 +37,7 @@ class Line(NamedTuple):
     values: dict[int, float]
     interval: statistics.Interval
     why: str
+    complete: bool = False
     difference: statistics.Difference | None = None
     p: float = float("nan")
 
@@ -45,14 +49,14 @@ class _Column(NamedTuple):
 
 
 def compare(rows: Sequence[Row], *, metric: str = "/accuracy", baseline: str = "") -> Table:
-    """One row for each setting: mean ± 95 % half width over seeds, best first.
+    """One row for each setting: mean ± 95 % half width over seeds, best first, incomplete last.
 
     Args:
         rows: of `gather` or `read_csv`.
         metric: a figure's name, or the end of exactly one.
         baseline: "EXPERIMENT[:VARIANT] [KEY=VALUE ...]"; then the paired difference to it on common
-            seeds and its Holm-adjusted p value stand in two columns, and the best mean is bold if
-            it is better at the 5 % level.
+            seeds and its Holm-adjusted p value stand in two columns, and the best complete
+            setting is bold if it is better than the baseline at the 5 % level.
 
     Raises:
         ValueError: no such metric or baseline, or more than one; names those there are.
@@ -75,7 +79,8 @@ def compare(rows: Sequence[Row], *, metric: str = "/accuracy", baseline: str = "
 def problems(rows: Sequence[Row], *, metric: str = "/accuracy") -> list[str]:
     """One line for each run that did not simply end well, and each setting without a mean.
 
-    A setting of which nothing ran is left to the table, which says so.
+    One more for all settings whose runs are of different commits. A setting of which nothing ran
+    is left to the table, which says so.
     """
     labels, found = _labels(rows), []
     for line in make_lines(rows, find_metric(rows, metric)):
@@ -85,7 +90,23 @@ def problems(rows: Sequence[Row], *, metric: str = "/accuracy") -> list[str]:
         if any(kind_of(row) != "not run" for row in line.rows):
             bad = (row for row in line.rows if row["status"] != "done")
             found += [f"{label}, seed {row['seed']}: {row['status']}" for row in bad]
-    return found
+    return found + _mixed(rows, labels)
+
+
+def _mixed(rows: Sequence[Row], labels: Mapping[Setting, Sequence[str]]) -> list[str]:
+    """A warning if means are of runs that different code has made."""
+    names = [
+        _label(labels[setting])
+        for setting, group in settings(rows).items()
+        if len({row["commit"] for row in group if kind_of(row) == "done"}) > 1
+    ]
+    if not names:
+        return []
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return [
+        f"Warning: different commits within {count_of(len(names), 'setting')}: "
+        f"{', '.join(names[:_MOST_NAMED])}{more}"
+    ]
 
 
 def cited(rows: Sequence[Row]) -> Table | None:
@@ -114,13 +135,15 @@ def cited(rows: Sequence[Row]) -> Table | None:
 
 
 def make_lines(rows: Sequence[Row], key: str) -> list[Line]:
-    """One for each setting: those with a mean first, best first."""
+    """One for each setting, best first: the complete ones, other means, then those without."""
     lines = [_line(setting, group, key) for setting, group in settings(rows).items()]
+    least = min(2, max((len(line.values) for line in lines), default=0))
+    lines = [line._replace(complete=least <= len(line.values) == len(line.rows)) for line in lines]
     sign = 1 if less_is_better(key) else -1
 
-    def order(line: Line) -> tuple[bool, float, Setting]:
+    def order(line: Line) -> tuple[bool, bool, float, Setting]:
         rank = sign * float(line.interval.mean) if line.values else 0.0
-        return not line.values, rank, line.setting
+        return not line.values, not line.complete, rank, line.setting
 
     return sorted(lines, key=order)
 
@@ -165,9 +188,16 @@ def against(lines: Sequence[Line], base: Line) -> list[Line]:
     ]
 
 
+def tested(lines: Sequence[Line]) -> int:
+    """How many settings are compared with the baseline: the family of the correction."""
+    return sum(line.difference is not None and line.difference.n > 1 for line in lines)
+
+
 def _is_best(line: Line, lines: Sequence[Line], key: str) -> bool:
-    """Whether it has the best mean and is shown to be better than the baseline."""
-    if line is not lines[0] or line.difference is None or not line.p <= ALPHA:
+    """Whether it is the best complete one and is shown to be better than the baseline."""
+    if line is not lines[0] or not line.complete:
+        return False
+    if line.difference is None or not line.p <= ALPHA:
         return False
     return bool(line.difference.mean < 0) == less_is_better(key)
 
@@ -225,7 +255,9 @@ def _difference(line: Line, key: str, base: Line) -> str:
         return "baseline"
     if line.difference is None or not line.difference.n:
         return NOTHING
-    return _with_half(float(line.difference.mean), float(line.difference.half), key, signed=True)
+    n, mean, half = line.difference.n, float(line.difference.mean), float(line.difference.half)
+    text = _with_half(mean, half, key, signed=True)
+    return f"{text} ({count_of(n, 'pair')})" if n < len(line.values) else text
 
 
 def _with_half(mean: float, half: float, key: str, *, signed: bool = False) -> str:
@@ -252,18 +284,36 @@ def _explained(
 ) -> str:
     """How to read the numbers."""
     unit = " in percent" if format_of(key)[0] == 100 else ""
-    text = (
-        f"{key}{unit}: mean ± half width of the 95 % interval over seeds (Student t; none for one "
-        "seed or equal figures); further columns are means."
-    )
-    if base is None:
-        return text
-    count = sum(line.difference is not None and line.difference.n > 1 for line in lines)
+    what = "mean over seeds; no interval: none has two seeds with different figures"
+    if any(line.interval.half == line.interval.half for line in lines):
+        what = (
+            "mean ± half width of the 95 % interval over seeds (Student t; none for one seed or "
+            "equal figures)"
+        )
+    text = f"{key}{unit}: {what}; further columns are means."
+    if any(line.values and not line.complete for line in lines):
+        text += (
+            " Below the complete settings stand those that lack runs, or have one seed where "
+            "others have several."
+        )
+    shared = sum(shares_time(row) for line in lines for row in line.rows if kind_of(row) == "done")
+    if shared and "time/wall_s" in (key, *_others(lines, key)):
+        text += f" Wall time is without {count_of(shared)} that trained together in one program."
+    return text if base is None else f"{text} {_compared(lines, _label(labels[base.setting]))}"
+
+
+def _compared(lines: Sequence[Line], label: str) -> str:
+    """How to read differences and tests, as far as there are any."""
+    text = f"Differences to {label} are paired over common seeds"
+    found = [line.difference for line in lines if line.difference is not None]
+    if any(difference.half == difference.half for difference in found):
+        text += ", each with its own 95 % interval"
+    if not tested(lines):
+        return f"{text}."
     return (
-        f"{text} Differences to {_label(labels[base.setting])} are paired over common seeds, each "
-        "with its own 95 % interval; p: paired t test, Holm-adjusted over "
-        f"{count_of(count, 'test')}. "
-        "Bold: the best mean, where it is better than the baseline with p ≤ 0.05."
+        f"{text}; p: paired t test, Holm-adjusted over {count_of(tested(lines), 'test')}. "
+        "Bold: the best complete setting, where it is better than the baseline with p ≤ "
+        f"{ALPHA:g}; it need not be better than the next one."
     )
 
 
@@ -388,7 +438,8 @@ def heading_of(key: str) -> str:
 
 
 def less_is_better(key: str) -> bool:
-    return key.rpartition("/")[2] in _LESS_IS_BETTER or key.startswith("loss/")
+    last = key.rpartition("/")[2]
+    return last in _LESS_IS_BETTER or last.endswith("_stderr") or key.startswith("loss/")
 
 
 def kind_of(row: Row) -> str:

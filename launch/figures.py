@@ -7,7 +7,8 @@ RUNS are what `python -m launch.results` takes: run folders, folders that hold s
 Whatever there is data for is drawn; each line of output is a picture and how to read it, which also
 stands at its foot. Only runs that are done count, the others are counted in the caption.
 
-    forest     all settings, the best above, with 95 % intervals and the baseline's line
+    forest     all settings, the best above, with 95 % intervals and the baseline's line; those
+               that lack runs are hollow and stand below the others
     lines      the metric along each swept axis, a line for each value of a second one
     heat_maps  the metric over two swept axes, a panel for each value of a third one
     parallel   a curve for each setting through three swept axes or more
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 from launch import comparison, units
 from launch.comparison import ALPHA
-from launch.rows import Row, figure, gather, seed
+from launch.rows import Row, figure, gather, seed, shares_time
 from marginface import command
 from marginface.command import Parser
 from marginface.report import sweep_plots
@@ -34,7 +35,6 @@ from marginface.report.plots import Picture
 from marginface.report.sweep_plots import MOST_LINES, WHO, Axis, Metric, Setting, Value
 
 SEP, SPEED = "prototypes/sep_mean", "time/examples_per_s"
-TOGETHER = "time/together"
 _BESIDE = {SEP: Metric("mean Sep", less=True), SPEED: Metric("training images per second")}
 _TALLEST = 60  # settings that one interval plot shows
 
@@ -43,11 +43,12 @@ class _Study(NamedTuple):
     """The runs as settings of a sweep.
 
     key: the figure that is the metric.
-    settings: all, best first, those without a mean last.
+    settings: all, best first, incomplete ones and then those without a mean last.
     lines: label → its runs.
     keys: axis → the dotted key that it stands for.
     baseline: its label, or "".
-    verdicts: label → "better" or "worse" than the baseline, where that was shown.
+    verdicts: label → "better" or "worse" than the baseline, "" where neither was shown, or
+        "not tested"; empty without a baseline.
     """
 
     key: str
@@ -134,7 +135,7 @@ def _study(rows: Sequence[Row], metric: str, baseline: str) -> _Study:
         lines={labels[line.setting]: line for line in lines},
         keys={name: key for key, name in names.items()},
         baseline="" if base is None else labels[base.setting],
-        verdicts={labels[line.setting]: _verdict(line, key) for line in lines},
+        verdicts={labels[x.setting]: _verdict(x, key) for x in lines if x.difference is not None},
     )
 
 
@@ -189,15 +190,14 @@ def _setting(line: comparison.Line, label: str, names: Mapping[str, str], key: s
         at=at,
         values={one: factor * value for one, value in line.values.items()},
         why=line.why,
+        complete=line.complete,
         others={name: _others(line, name) for name in _BESIDE},
     )
 
 
 def _others(line: comparison.Line, name: str) -> dict[int, float]:
     """Another figure of the runs that are counted."""
-    rows = [row for row in line.rows if row["status"] == "done"]
-    if name == SPEED:  # what trained together in one program shared its time
-        rows = [row for row in rows if figure(row, TOGETHER) is None]
+    rows = [row for row in line.rows if comparison.kind_of(row) == "done"]
     found = {seed(row): figure(row, name) for row in rows}
     return {one: v for one, v in found.items() if v is not None and one in line.values}
 
@@ -211,8 +211,10 @@ def _number(text: str) -> Value:
 
 
 def _verdict(line: comparison.Line, key: str) -> str:
-    """Whether a setting was shown to be better or worse than the baseline."""
-    if line.difference is None or not line.p <= ALPHA:
+    """What could be told of a setting beside the baseline: a key of `sweep_plots.VERDICTS`."""
+    if line.difference is None or line.p != line.p:
+        return "not tested"
+    if line.p > ALPHA:
         return ""
     return "better" if (line.difference.mean < 0) == comparison.less_is_better(key) else "worse"
 
@@ -276,12 +278,16 @@ def _forest(study: _Study) -> Iterator[_Drawn]:
     what = "Mean of each setting with its 95 % interval; small strokes are seeds."
     if len(shown) < len(held):
         what += f" The best {len(shown)} of {len(held)} settings."
+    if not all(s.complete for s in shown):
+        what += " Hollow, below the others: runs are missing, or one seed where others have more."
     if base is not None:
-        tested = sum(line.p == line.p for line in study.lines.values())
-        what += (
-            f" Dashed: {base.label}; colours: paired t test against it over common seeds, "
-            f"p ≤ {ALPHA:g} after Holm over {comparison.count_of(tested, 'test')}."
-        )
+        what += f" Dashed: {base.label}"
+        if tested := comparison.tested(list(study.lines.values())):
+            what += (
+                "; colours: paired t test against it over common seeds, "
+                f"p ≤ {ALPHA:g} after Holm over {comparison.count_of(tested, 'test')}"
+            )
+        what += "."
     yield _Drawn(
         "forest",
         _caption(study, study.settings, what, shown=shown),
@@ -311,7 +317,8 @@ def _along(study: _Study, group: Sequence[Setting], x: Axis, suffix: str) -> _Dr
         roles = {"by": next(few, None)}
         what = "each point a setting, its bar the 95 % interval; other axes vary as well"
     else:
-        what = f"means with bands of 95 % over seeds (Student t), {_paired(group)}"
+        what = f"means with bands of 95 % over seeds (Student t), {_seeds_of(group)}"
+        what += "; bands are of each mean, not of differences"
     return _Drawn(
         f"lines_{_slug(x.name)}{suffix}",
         _caption(study, group, f"Along {x.name}: {what}.", axes),
@@ -337,12 +344,12 @@ def _roles(others: Sequence[Axis]) -> dict[str, Axis | None] | None:
     return {"by": by} | dict(zip(("columns", "rows"), panels, strict=False))
 
 
-def _paired(group: Sequence[Setting]) -> str:
-    """Whether points can be compared seed by seed."""
+def _seeds_of(group: Sequence[Setting]) -> str:
+    """Whether all points are means over the same seeds."""
     seeds = {frozenset(s.values) for s in group if s.values}
-    if len(seeds) == 1:
-        return "every point over the same seeds (paired)"
-    return "hollow where seeds are missing (not paired with the others)"
+    return (
+        "every point over the same seeds" if len(seeds) == 1 else "hollow where seeds are missing"
+    )
 
 
 def _heat_maps(study: _Study) -> Iterator[_Drawn]:
@@ -390,7 +397,8 @@ def _parallel(study: _Study) -> Iterator[_Drawn]:
         raise _NothingError("fewer than three axes vary")
     for group in groups:
         axes = _axes(group)
-        what = "A curve for each setting, its colour the mean: dark is better; the best is thick."
+        what = "A curve for each setting, its colour the mean: dark is better; the best is thick"
+        what += "." if all(s.complete for s in group) else ", of those that lack no runs."
         yield _Drawn(
             f"parallel{_suffix(group, groups)}",
             _caption(study, group, what, axes),
@@ -413,10 +421,12 @@ def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
     if not shown or study.key == other:
         raise _NothingError(f"no run has {other}" if not shown else f"{other} is the metric")
     what = f"{study.key} and {other}: means with 95 % intervals, named where there is room; "
-    what += "blue: the means that none beats in both."
-    if other == SPEED:
-        what += " Runs that trained together in one program have no speed of their own."
-    if without := sum(bool(s.values) for s in study.settings) - len(shown):
+    what += "blue: the means that none beats in both; means only are compared."
+    absent = [study.lines[s.label] for s in study.settings if s.values and not s.others[other]]
+    together = sum(other == SPEED and any(map(shares_time, line.rows)) for line in absent)
+    if together:  # the program's speed is none of its runs'
+        what += f" {comparison.count_of(together, 'setting')} left out: trained together."
+    if without := len(absent) - together:
         what += f" {comparison.count_of(without, 'setting')} without {other}."
     yield _Drawn(
         name,

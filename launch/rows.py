@@ -29,6 +29,8 @@ COLUMNS = (
     *("experiment", "variant", "overrides", "seed", "status"),
     *("commit", "config_hash", "setting_hash", "device", "versions"),
 )
+TOGETHER = "time/together"  # how many runs trained in one program
+_SHARED = ("time/wall_s", "time/examples_per_s")  # of which each of them has a share only
 _KEEP_OUT = {"checkpoints", "plots"}  # of run folders: large, and no run lies in them
 _LARGEST = 64 << 20  # bytes; no file that is read here is near it
 _NOT_FINITE = "nan"
@@ -71,9 +73,15 @@ def seed(row: Row) -> int:
 
 
 def figure(row: Row, name: str) -> float | None:
-    """A figure of a run; None if it was not measured or not finite."""
-    value = row.get(name)
+    """A figure of a run; None if it was not measured, not finite, or a share of others' time."""
+    value = None if name in _SHARED and shares_time(row) else row.get(name)
     return float(value) if isinstance(value, int | float) else None
+
+
+def shares_time(row: Row) -> bool:
+    """Whether a run trained together with others in one program, and has no time of its own."""
+    count = row.get(TOGETHER)
+    return isinstance(count, int | float) and count > 1
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:

@@ -73,8 +73,11 @@ def texts(axes):
 
 def test_lines_have_the_means_and_bands_of_the_seeds(drawn, tmp_path):
     rows = make_grid()
-    figures.draw(rows, tmp_path, only=["lines"])
+    pictures, _ = figures.draw(rows, tmp_path, only=["lines"])
     assert sorted(drawn) == ["lines_dim", "lines_lambda", "lines_m"]
+    for picture in pictures:
+        assert "bands are of each mean, not of differences" in picture.caption
+        assert "paired" not in picture.caption
     panels = drawn["lines_lambda"].axes
     assert [axes.get_title(loc="left") for axes in panels] == ["dim = 128", "dim = 512"]
     for axes, dim in zip(panels, (128, 512), strict=True):
@@ -268,9 +271,25 @@ def test_runs_that_trained_together_have_no_speed_of_their_own(tmp_path):
     for row in rows[:2]:
         row["time/together"] = 2.0
     pictures, _ = figures.draw(rows, tmp_path, only=["speed"])
-    assert "1 setting without time/examples_per_s" in pictures[0].caption
-    assert "trained together in one program have no speed" in pictures[0].caption
+    assert "1 setting left out: trained together." in pictures[0].caption
+    assert "without time/examples_per_s" not in pictures[0].caption
+    assert "2 settings, seeds 0 1, n = 2 each" in pictures[0].caption
     assert "device 1 x cpu; commit 0123456." in pictures[0].caption
+    for row in rows[:2]:
+        row["time/together"] = 1.0  # one alone has all of its time
+    del rows[-1]["time/examples_per_s"], rows[-2]["time/examples_per_s"]
+    pictures, _ = figures.draw(rows, tmp_path, only=["speed"])
+    assert "together" not in pictures[0].caption
+    assert "1 setting without time/examples_per_s" in pictures[0].caption
+
+
+def test_a_figure_that_is_not_finite_leaves_the_others_of_its_run(tmp_path):
+    rows = make_experiments(3, 2)
+    for row in rows[:2]:
+        row["status"] = "done: not finite: loss/total"
+    pictures, _ = figures.draw(rows, tmp_path, only=["pareto", "speed"])
+    assert all("3 settings, seeds 0 1, n = 2 each" in p.caption for p in pictures)
+    assert all("means only are compared" in p.caption for p in pictures)
 
 
 # All settings
@@ -301,6 +320,60 @@ def test_the_forest_is_sorted_and_has_the_baseline(drawn, tmp_path):
     labels = axes.get_legend_handles_labels()[1]
     assert labels == ["baseline: arcface", "no difference shown", "better", "worse"]
     assert "Holm over 3 tests" in picture.caption
+
+
+def marker_of(axes, place):
+    """The mean's marker in a row of the forest, counted from below."""
+    (found,) = [x for x in axes.lines if x.get_marker() == "o" and list(x.get_ydata()) == [place]]
+    return found
+
+
+def test_the_forest_tells_what_was_not_tested_and_leaves_the_baseline_plain(drawn, tmp_path):
+    accuracies = {"arcface": (0.9, 0.902, 0.904), "center": (0.93,), "ring": (0.8, 0.81, 0.82)}
+    rows = [make_row(n, s, a) for n, three in accuracies.items() for s, a in enumerate(three)]
+    (picture,), _ = figures.draw(rows, tmp_path, baseline="arcface", only=["forest"])
+    axes = drawn["forest"].axes[0]
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["baseline: arcface", "worse", "not tested"]
+    assert "Holm over 1 test." in picture.caption
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["arcface", "ring", "center"]  # one seed where others have three is last
+    verdicts = sweep_plots.VERDICTS
+    colours = {name: marker_of(axes, 3 - i).get_color() for i, name in enumerate(names)}
+    assert colours["center"] == verdicts["not tested"][0]
+    assert colours["ring"] == verdicts["worse"][0]
+    assert colours["arcface"] not in {colour for colour, _ in verdicts.values()}
+    # Nothing could be tested: nothing is said of tests.
+    few = [row for row in rows if row["seed"] == 0]
+    (picture,), _ = figures.draw(few, tmp_path, baseline="arcface", only=["forest"])
+    labels = drawn["forest"].axes[0].get_legend_handles_labels()[1]
+    assert labels == ["baseline: arcface", "not tested"]
+    assert "Holm" not in picture.caption
+
+
+def test_incomplete_settings_are_hollow_and_below(drawn, tmp_path):
+    accuracies = {"arcface": (0.9, 0.902, 0.904), "center": (0.93, 0.94, 0.95)}
+    rows = [make_row(n, s, a) for n, three in accuracies.items() for s, a in enumerate(three)]
+    (picture,), _ = figures.draw(rows, tmp_path, only=["forest"])
+    assert "Hollow" not in picture.caption
+    rows[-1] = make_row("center", 2, status="diverged: at step 3")
+    (picture,), _ = figures.draw(rows, tmp_path, only=["forest"])
+    axes = drawn["forest"].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["arcface", "center"]
+    hollow = [marker_of(axes, place).get_markerfacecolor() == "white" for place in (2, 1)]
+    assert hollow == [False, True]
+    assert "Hollow, below the others: runs are missing" in picture.caption
+
+
+def test_the_thick_curve_lacks_no_runs(drawn, tmp_path):
+    rows = make_grid(seeds=2)
+    best = max(range(0, len(rows), 2), key=lambda i: rows[i]["synthetic/accuracy"])
+    rows[best + 1]["status"] = "diverged: at step 3"
+    figures.draw(rows, tmp_path, only=["parallel"])
+    curves = [line for line in drawn["parallel"].axes[0].lines if len(line.get_xdata()) > 2]
+    thick = [line.get_linewidth() > 2 for line in curves]
+    assert sum(thick) == 1
+    assert not thick[-1]  # the curves go from the worst to the best
 
 
 def test_less_of_an_error_is_better(drawn, tmp_path):

@@ -382,7 +382,12 @@ def test_one_seed_has_no_interval(tmp_path):
     make_sweep(tmp_path, {"softmax": [0.9], "arcface": [0.91]})
     table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
     assert cells(table)[0][1:5] == ["1", "91.00", "+1.00", "–"]
-    assert "Holm-adjusted over 0 tests" in table.notes[0]
+    # Where nothing was tested the note does not explain tests, nor intervals that nothing has.
+    assert table.notes[0] == (
+        "synthetic/accuracy in percent: mean over seeds; no interval: none has two seeds with "
+        "different figures; further columns are means. Differences to softmax are paired over "
+        "common seeds."
+    )
 
 
 def test_equal_differences_prove_nothing_and_count_in_the_family(tmp_path):
@@ -397,7 +402,98 @@ def test_equal_differences_prove_nothing_and_count_in_the_family(tmp_path):
 def test_only_common_seeds_are_paired(tmp_path):
     make_sweep(tmp_path, {"softmax": [0.90, 0.91, 0.93], "arcface": [0.91, 0.94]})
     table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
-    assert cells(table)[0][3].startswith("+2.00 ± ")
+    assert cells(table)[0][3] == "+2.00 ± 12.71"
+    make_run(tmp_path / "more", seed=7, accuracy=0.95)
+    table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
+    found = {row[0]: row[3] for row in cells(table)}["arcface"]
+    assert found == "+2.00 ± 12.71 (2 pairs)"
+
+
+def test_a_difference_of_fewer_pairs_than_seeds_says_so(tmp_path):
+    make_sweep(tmp_path, {"softmax": [0.90], "arcface": [0.919, 0.93, 0.95]})
+    table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
+    found = {row[0]: row[3:5] for row in cells(table)}
+    assert found["arcface"] == ["+1.90 (1 pair)", "–"]
+    assert "with its own 95 % interval" not in table.notes[0]
+    assert "paired t test" not in table.notes[0]
+    assert "half width of the 95 % interval over seeds" in table.notes[0]  # of the means
+
+
+# Incomplete settings
+
+
+def lose(folder, seed):
+    """Makes a run of `make_sweep` one that diverged."""
+    (folder / f"seed={seed}" / "summary.json").unlink()
+    stop(folder / f"seed={seed}", 3, "the loss was not finite at step 41")
+
+
+def bold(table):
+    return [row[0].text for row in table.rows if any(cell.bold for cell in row)]
+
+
+def test_survivors_of_a_setting_are_neither_first_nor_bold(tmp_path):
+    softmax = [0.80, 0.81, 0.82, 0.83, 0.84]
+    ours = {"arcface": 0.10, "cosface": 0.05}
+    noise = [0.0, 0.001, -0.001, 0.002, 0.0]
+    made = {k: [s + d + e for s, e in zip(softmax, noise, strict=True)] for k, d in ours.items()}
+    make_sweep(tmp_path, {"softmax": softmax, **made})
+    table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
+    assert (cells(table)[0][0], bold(table)) == ("arcface", ["arcface"])
+    assert "stand those that lack runs" not in table.notes[0]
+    lose(tmp_path / "arcface", 1)
+    lose(tmp_path / "arcface", 4)
+    table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
+    assert [row[:2] for row in cells(table)] == [
+        ["cosface", "5"],
+        ["softmax", "5"],
+        ["arcface", "3 of 5"],
+    ]
+    assert {row[0]: row[4] for row in cells(table)}["arcface"] == "<0.001"
+    assert bold(table) == ["cosface"]
+    assert "Below the complete settings stand those that lack runs" in table.notes[0]
+    assert "Bold: the best complete setting, where it is better than the baseline" in table.notes[0]
+    assert "it need not be better than the next one" in table.notes[0]
+
+
+@pytest.mark.parametrize("planned", [1, 3])
+def test_one_lucky_seed_takes_neither_place_nor_bold(tmp_path, planned):
+    make_sweep(
+        tmp_path,
+        {"softmax": [0.80, 0.81, 0.82], "b": [0.90, 0.911, 0.921], "a": [0.99] * planned},
+    )
+    for seed in range(1, planned):
+        lose(tmp_path / "a", seed)
+    table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
+    assert [row[0] for row in cells(table)] == ["b", "softmax", "a"]
+    assert bold(table) == ["b"]
+
+
+def test_where_all_have_one_seed_the_mean_ranks(tmp_path):
+    make_sweep(tmp_path, {"softmax": [0.8], "b": [0.9], "a": [0.7], "lost": [0.99, 0.99]})
+    lose(tmp_path / "lost", 1)
+    table = comparison.compare(results.gather([tmp_path]), baseline="softmax")
+    assert [row[0] for row in cells(table)] == ["b", "softmax", "a", "lost"]
+
+
+# Runs that trained together
+
+
+def test_a_share_of_a_programs_time_is_no_wall_time(tmp_path):
+    for seed, more in enumerate(({}, {"time/together": 1.0}, {"time/together": 4.0})):
+        make_run(tmp_path / f"a{seed}", seed=seed, seconds=(30.0, 50.0, 5.0)[seed], **more)
+    make_run(tmp_path / "b", experiment="softmax", accuracy=0.8, **{"time/together": 2.0})
+    rows = results.gather([tmp_path])
+    table = comparison.compare(rows)
+    at = table.header.index("wall time, s")
+    assert {row[0]: row[at] for row in cells(table)} == {"arcface": "40", "softmax": "–"}
+    assert "Wall time is without 2 runs that trained together in one program." in table.notes[0]
+    alone = comparison.compare([row for row in rows if row.get("time/together", 1) == 1])
+    assert "together" not in " ".join(alone.notes)
+    # Nor is it one as the metric.
+    by_time = comparison.compare(rows, metric="wall_s")
+    assert {row[0]: row[1:3] for row in cells(by_time)}["softmax"] == ["0 of 1", "no such figure"]
+    assert "Wall time is without 2 runs" in by_time.notes[0]
 
 
 def test_what_is_no_repetition_is_not_averaged(tmp_path):
@@ -425,9 +521,32 @@ def test_different_conditions_are_told(tmp_path):
         "versions python 3.11.7 jax 0.10.2; seeds 0 1."
     )
     make_run(tmp_path / "2", seed=2, commit="f" * 40 + "+changes", **{"device/count": 8})
-    (note,) = comparison.compare(results.gather([tmp_path])).notes[1:]
+    note, warning = comparison.compare(results.gather([tmp_path])).notes[1:]
+    assert warning == "Warning: different commits within 1 setting: arcface"
     assert "different commits: 0123456 (2 runs), fffffff+changes (1 run)" in note
     assert "different devices: 1 x cpu (2 runs), 8 x cpu (1 run)" in note
+
+
+def test_one_line_warns_of_settings_that_mix_commits(tmp_path, capsys):
+    make_sweep(tmp_path, {f"e{i}": [0.9] for i in range(8)})
+    results.run([str(tmp_path)])
+    assert "Warning" not in "".join(capsys.readouterr())
+    for i in range(7):
+        make_run(tmp_path / f"{i}", experiment=f"e{i}", seed=1, commit="f" * 40)
+    # Another setting of another commit mixes nothing.
+    make_run(tmp_path / "other", experiment="other", commit="e" * 40)
+    results.run([str(tmp_path)])
+    out, err = capsys.readouterr()
+    warning = "Warning: different commits within 7 settings: e0, e1, e2, e3, e4 and 2 more"
+    assert err.splitlines() == [warning]
+    assert warning in out
+
+
+def test_an_error_bar_is_better_when_it_is_small(tmp_path):
+    for name, error in (("arcface", 0.01), ("softmax", 0.02)):
+        make_run(tmp_path / name, experiment=name, **{"synthetic/accuracy_stderr": error})
+    table = comparison.compare(results.gather([tmp_path]), metric="accuracy_stderr")
+    assert [row[0] for row in cells(table)] == ["arcface", "softmax"]
 
 
 def test_variants_and_overrides_have_columns_where_they_differ(tmp_path):
@@ -576,6 +695,24 @@ def test_the_pages_show_their_tables(page, tables):
     assert tables <= set(re.findall(r"<!-- end (\w+) -->", text))
     assert all((results.RESULTS / f"{name}.csv").exists() for name in tables)
     assert results.stale(ROOT / page) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(results.RESULTS.glob("*.csv")) if row_module.is_table(p)],
+    ids=lambda path: path.stem,
+)
+def test_every_accuracy_has_the_untrained_one_beside_it(path):
+    measured, lacking = 0, []
+    for row in results.read_csv(path):
+        for name in row:
+            trained = name.endswith("/accuracy") and not name.startswith("untrained/")
+            if comparison.kind_of(row) == "done" and trained:
+                measured += 1
+                if row_module.figure(row, f"untrained/{name}") is None:
+                    lacking.append((row["experiment"], row["overrides"], row["seed"]))
+    assert measured
+    assert not lacking
 
 
 # Mistakes and damaged files

@@ -71,7 +71,7 @@ def paired_difference(
 ) -> Difference:
     """Student's paired t test: d = values − baseline, t = mean(d) / (sd(d)/√n), n − 1 degrees.
 
-    What a seed does to both (its data order, its faces) cancels within the pair.
+    What a seed does to both (its initial weights, its data order) cancels within the pair.
 
     Args:
         values: one a seed.

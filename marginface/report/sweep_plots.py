@@ -44,7 +44,13 @@ WHO = ("experiment", "variant")  # axes whose values speak for themselves
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, "#000000")
 _MARKERS = "os^Dv*"
 MOST_LINES = len(_COLOURS)  # that one panel holds
-_VERDICTS = {"": "#444444", "better": BLUE, "worse": VERMILION}
+# On a setting beside the baseline → colour and how the legend calls it.
+VERDICTS = {
+    "": ("#444444", "no difference shown"),
+    "better": (BLUE, "better"),
+    "worse": (VERMILION, "worse"),
+    "not tested": ("#AAAAAA", "not tested"),
+}
 _DARK_IS_BETTER = "YlGnBu"
 _MOST_TICKS = 8  # that are the values themselves
 _MOST_WRITTEN = 560  # characters of names beside points
@@ -58,6 +64,7 @@ class Setting(NamedTuple):
     at: its value on each axis: {"m": 0.3, "experiment": "arcface"}.
     values: seed → metric in the unit that is shown; empty if there is no mean.
     why: there is no mean, or "".
+    complete: its mean is of all runs that were planned.
     others: further figures by name: seed → value.
     """
 
@@ -65,6 +72,7 @@ class Setting(NamedTuple):
     at: Mapping[str, Value]
     values: Mapping[int, float]
     why: str = ""
+    complete: bool = True
     others: Mapping[str, Mapping[int, float]] = {}
 
 
@@ -336,7 +344,8 @@ def parallel(
 ) -> Figure:
     """A curve for each setting through its values on upright axes, the last of them the metric.
 
-    Curves that share a value are set apart there, the better ones above.
+    Curves that share a value are set apart there, the better ones above. The best complete setting
+    is thick.
 
     Args:
         settings: those with a mean are drawn.
@@ -354,13 +363,14 @@ def parallel(
     heights = [_node_heights(drawn, axis) for axis in axes_of]
     heights.append(_unit(means, means.min(), means.max()))
     colours = matplotlib.colormaps[_DARK_IS_BETTER]
+    best = max((i for i, s in enumerate(drawn) if s.complete), default=-1)
     steps = np.linspace(0, 1, 25)
     ease = steps * steps * (3 - 2 * steps)
     for i, values in enumerate(np.transpose(heights)):
         x = np.concatenate([k + steps for k in range(len(axes_of))])
         y = np.concatenate([a + (b - a) * ease for a, b in itertools.pairwise(values)])
         colour = colours(0.3 + 0.7 * i / max(1, len(drawn) - 1))
-        axes.plot(x, y, color=colour, linewidth=2.6 if i == len(drawn) - 1 else 1.3, zorder=2)
+        axes.plot(x, y, color=colour, linewidth=2.6 if i == best else 1.3, zorder=2)
     for k, axis in enumerate(axes_of):
         some = ticks_of(axis.values)
         _upright(axes, k, axis.name, _unit_places(axis.values, some), map(_text, some), -1)
@@ -598,34 +608,39 @@ def forest(
     verdicts: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Figure:
-    """Each setting's mean with its interval, the best above; each seed a small stroke.
+    """Each setting's mean with its interval, downwards as given; each seed a small stroke.
+
+    The mean of an incomplete setting is hollow.
 
     Args:
         settings: those with a mean are drawn.
         metric: rightwards.
         baseline: its mean is a line through all.
-        verdicts: label → "better" or "worse" than the baseline, where that was shown.
+        verdicts: label → a key of VERDICTS, of each setting but the baseline.
         caption: below.
     """
-    sign = 1 if metric.less else -1
-    drawn = sorted((s for s in settings if s.values), key=lambda s: sign * interval(s.values)[0])
+    drawn = [s for s in settings if s.values]
+    plain, given = "#444444", {}  # of what is compared with nothing; label → verdict
+    if baseline is not None:
+        plain, others = "black", (s.label for s in drawn if s.label != baseline.label)
+        given = {label: (verdicts or {}).get(label, "not tested") for label in others}
     places = np.arange(len(drawn), 0, -1)
     figure = Figure(figsize=(_WIDTH, 1.3 + 0.21 * len(drawn)), layout="constrained")
     axes = figure.subplots()
     for setting, place in zip(drawn, places, strict=True):
         mean, half = interval(setting.values)
-        colour = _VERDICTS[(verdicts or {}).get(setting.label, "")]
+        colour = VERDICTS[given[setting.label]][0] if setting.label in given else plain
+        inside = colour if setting.complete else "white"
         seeds = list(setting.values.values())
         axes.errorbar(mean, place, xerr=half, color=colour, elinewidth=1.6, capsize=2.5)
         axes.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=5, alpha=0.6)
-        axes.plot(mean, place, "o", color=colour, markersize=6, zorder=3)
+        axes.plot(mean, place, "o", color=colour, markerfacecolor=inside, markersize=6, zorder=3)
     if baseline is not None:
         axes.axvline(interval(baseline.values)[0], color="black", linewidth=1, linestyle="--")
         axes.plot([], [], "--", color="black", linewidth=1, label=f"baseline: {baseline.label}")
-        given = {(verdicts or {}).get(s.label, "") for s in drawn}
-        for verdict, colour in _VERDICTS.items():
-            if verdict in given:
-                axes.plot([], [], "o", color=colour, label=verdict or "no difference shown")
+        for verdict, (colour, text) in VERDICTS.items():
+            if verdict in given.values():
+                axes.plot([], [], "o", color=colour, label=text)
         _legend(figure, axes)
     axes.grid(False, axis="y")
     axes.set_ylim(0.3, len(drawn) + 0.7)
