@@ -105,7 +105,10 @@ class _Group:
         self.untrained: dict[int, dict[str, float]] = {}  # by seed: no other number decides it
         devices = len(jax.devices())
         self.wide = jax.make_mesh(
-            (devices, 1), (UNITS, sharding.AXIS), axis_types=(jax.sharding.AxisType.Auto,) * 2
+            (devices, 1),
+            (UNITS, sharding.AXIS),
+            axis_types=(jax.sharding.AxisType.Auto,) * 2,
+            devices=jax.devices(),
         )
         self.functions = train.make_steps(config, self.faces, None, self.total, make=step.functions)
         wanted = -(-min(width or len(units), len(units)) // devices) * devices

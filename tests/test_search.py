@@ -289,7 +289,7 @@ def test_a_folder_with_a_run_of_other_values_is_not_taken_for_the_trial(tmp_path
     search(make(tmp_path), trials=3, seeds=0, run=Runner())
     (tmp_path / "arcface-data=small" / "search" / "search.json").unlink()
     (tmp_path / "cosface-data=small" / "search" / "search.json").unlink()
-    with pytest.raises(ValueError, match=r"trial=001 holds a run of another search \(.* is "):
+    with pytest.raises(ValueError, match=r"trial=001 holds a run with another config \(.* is "):
         search(make(tmp_path, sampler_seed=5), trials=3, seeds=0, run=pytest.fail)
 
 

@@ -18,6 +18,13 @@ def _no_pictures(monkeypatch):
     monkeypatch.setattr(run_folder.plots, "draw", lambda *_, **__: [])
 
 
+@pytest.fixture(autouse=True)
+def _two_devices(monkeypatch):
+    """So that a device holds several units, and there are several devices."""
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda *_: two)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_once(tmp_path_factory):
     """The tests run the same programs again and again: compile each once."""
@@ -67,7 +74,7 @@ def assert_equal(one, other, rtol):
 
 
 def test_fifty_steps_together_are_fifty_steps_alone(tmp_path, monkeypatch):
-    """Two seeds, two margins, two weights, over eight devices; one program."""
+    """Two seeds, two margins, two weights, four units on each of two devices; one program."""
     many = expand(tmp_path, steps=50)
     compilations = []
     compile_step = together._Group._step
@@ -162,7 +169,7 @@ def test_a_unit_that_cannot_be_saved_stops_nobody(tmp_path, monkeypatch):
 
 
 def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
-    many = expand(tmp_path, "narrow", seeds=3, steps=4)
+    many = expand(tmp_path, "narrow", seeds=2, steps=4)
     need = []
 
     def free(device):
@@ -173,10 +180,10 @@ def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
     together.run(many)
     assert need
     assert {units.state(unit.folder).kind for unit in many} == {"done"}
-    # The second turn is half empty: repeats of the last unit fill it, and reach no folder.
-    solo = many[9]._replace(folder=tmp_path / "solo" / many[9].name)
-    together.run([solo], width=8)
-    assert_equal(many[9], solo, rtol=1e-5)
+    # A turn that is half empty: repeats of the last unit fill it, and reach no folder.
+    solo = many[5]._replace(folder=tmp_path / "solo" / many[5].name)
+    together.run([solo], width=2)
+    assert_equal(many[5], solo, rtol=1e-5)
 
 
 def test_a_unit_that_diverges_stops_nobody(tmp_path):
