@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from commands import SMALL, finish, interrupt, run, start
 
+from launch import rows
 from marginface import metrics
 
 
@@ -75,6 +76,9 @@ def test_a_run_killed_three_times_equals_one_left_alone(whole, tmp_path, cache):
         assert code == -signal.SIGKILL, f"killed after steps {moments}"
     run(*SMALL, f"--workdir={workdir}", cache=cache)
     assert_same_run(workdir, whole)
+    row, expected = rows.gather([workdir])[0], rows.gather([whole])[0]
+    differing = {key for key in row | expected if row.get(key) != expected.get(key)}
+    assert all(key.startswith("time/") for key in differing), differing
 
 
 def test_sigterm_saves_exits_75_and_the_same_command_goes_on(whole, tmp_path, cache):
