@@ -688,7 +688,10 @@ def test_marks_must_be_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("page", "tables"),
-    [("README.md", {"study_embedded", "study_lfw"}), ("docs/results.md", {"losses_embedded"})],
+    [
+        ("README.md", {"study_embedded", "study_lfw"}),
+        ("docs/results.md", {"losses_embedded", "study_grid"}),
+    ],
 )
 def test_the_pages_show_their_tables(page, tables):
     text = (ROOT / page).read_text()
