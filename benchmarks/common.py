@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ class Benchmark(NamedTuple):
         ours: builds our step for a case.
         peers: name → builds the peer's step for the same case.
         rounds: interleaved repetitions with and without --quick.
+        floors: name → builds, with JAX, a part that no form can do without; measured like a peer,
+            its ratio tells how much of our time it takes.
     """
 
     name: str
@@ -66,6 +69,12 @@ class Benchmark(NamedTuple):
     ours: Build
     peers: Mapping[str, Build]
     rounds: tuple[int, int]
+    floors: Mapping[str, Build] = types.MappingProxyType({})
+
+    @property
+    def with_jax(self) -> dict[str, Build]:
+        """The contenders that are ours or floors."""
+        return {"ours": self.ours, **self.floors}
 
 
 def on_gpu() -> bool:
@@ -135,17 +144,23 @@ def _on_linux_cpu() -> bool:
 
 
 def work(benchmark: Benchmark, contender: str, case: Mapping[str, Any]) -> None:
-    """A contender's process: prints its memory in bytes, then seconds for each line it reads."""
+    """A contender's process: prints its memory in bytes, then seconds for each line it reads.
+
+    Each time a step that does not count goes first. While the others had their turns, the kernel
+    took back what this process had freed, and giving it out anew may take longer than the step: a
+    pause that a training does not have.
+    """
     jax.block_until_ready(jax.numpy.zeros(()))
-    if contender != "ours":
+    if contender not in benchmark.with_jax:
         import torch
 
         torch.zeros(1)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     before = _resident("VmRSS") if _on_linux_cpu() else usage
-    step = {"ours": benchmark.ours, **benchmark.peers}[contender](case)
+    step = {**benchmark.with_jax, **benchmark.peers}[contender](case)
     print(peak_memory(step, before), flush=True)
     for _ in sys.stdin:
+        step()
         start = time.perf_counter()
         step()
         print(time.perf_counter() - start, flush=True)
@@ -154,7 +169,7 @@ def work(benchmark: Benchmark, contender: str, case: Mapping[str, Any]) -> None:
 class Worker:
     """A contender in a process of its own: neither's threads, settings or memory touch the other's.
 
-    Ours runs with the settings that `python -m marginface.main` gives itself.
+    What uses JAX runs with the settings that `python -m marginface.main` gives itself.
     """
 
     def __init__(self, benchmark: Benchmark, contender: str, case: Mapping[str, Any]):
@@ -165,7 +180,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=ROOT,
-            env=os.environ | (runtime.CPU_ENVIRONMENT if contender == "ours" else {}),
+            env=os.environ | (runtime.CPU_ENVIRONMENT if contender in benchmark.with_jax else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -185,7 +200,7 @@ class Worker:
         return float(line)
 
     def turn(self) -> float:
-        """Runs one step and returns its seconds."""
+        """Runs two steps and returns the seconds of the second."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return self._answer()
@@ -237,8 +252,7 @@ def measure(benchmark: Benchmark, *, quick: bool) -> list[dict[str, str]]:
     reason = why_no_peers()
     if reason:
         print(reason, file=sys.stderr)
-    peers = {} if reason else dict(benchmark.peers)
-    contenders = ("ours", *peers)
+    contenders = [*benchmark.with_jax, *([] if reason else benchmark.peers)]
     rounds = benchmark.rounds[0 if quick else 1]
     rows = []
     for case in benchmark.cases[: benchmark.quick] if quick else benchmark.cases:
@@ -248,7 +262,7 @@ def measure(benchmark: Benchmark, *, quick: bool) -> list[dict[str, str]]:
         for worker in workers.values():
             worker.close()
         kind = "peak allocated" if jax.default_backend() != "cpu" else "peak resident"
-        for peer in benchmark.peers:
+        for peer in (*benchmark.floors, *benchmark.peers):
             ran = peer in seconds
             rows.append(
                 {
@@ -263,7 +277,8 @@ def measure(benchmark: Benchmark, *, quick: bool) -> list[dict[str, str]]:
                     "ours_mib": f"{workers['ours'].mib:.0f}",
                     "peer_mib": f"{workers[peer].mib:.0f}" if ran else NOT_RUN,
                     "device": device(),
-                    "conditions": f"median of {rounds} interleaved, memory {kind}, {load}",
+                    "conditions": f"median of {rounds} interleaved, each after an uncounted step, "
+                    f"memory {kind}, {load}",
                     "versions": versions(),
                 }
             )

@@ -1,6 +1,7 @@
 """Benchmarks: the contenders compute the same thing, and rows come out as promised."""
 
 import csv
+import io
 import math
 
 import pytest
@@ -42,6 +43,17 @@ def test_a_worker_measures_in_its_own_process():
         common.Worker(class_softmax.BENCHMARK, "ours", {"batch": 1, "dim": 1})
 
 
+def test_what_counts_is_a_step_right_after_another(monkeypatch, capsys):
+    steps = []
+    build = lambda case: lambda: steps.append(case["n"]) or 0.0  # noqa: E731
+    toy = common.Benchmark("toy", ({"n": 1},), 1, build, {}, (1, 1))
+    monkeypatch.setattr(common.sys, "stdin", io.StringIO("\n\n"))
+    monkeypatch.setattr(common, "peak_memory", lambda step, before: 0)
+    common.work(toy, "ours", {"n": 1})
+    assert steps == [1] * 4
+    assert len(capsys.readouterr().out.splitlines()) == 3  # memory, and the seconds of two turns
+
+
 class FakeWorker:
     mib = 12.4
 
@@ -79,7 +91,8 @@ def test_rows_and_table(toy, monkeypatch, tmp_path):
 
 def test_without_pytorch_ours_is_measured_alone(toy, monkeypatch, capsys):
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda _: None)
-    (row,) = common.measure(toy, quick=True)
+    floor, row = common.measure(toy._replace(floors={"a part": toy.ours}), quick=True)
+    assert (floor["peer"], floor["ratio"]) == ("a part", "1.50")
     assert row["peer_seconds"] == row["ratio"] == row["peer_mib"] == "not run"
     assert float(row["ours_seconds"]) >= 0
     message = capsys.readouterr().err.splitlines()
