@@ -117,6 +117,7 @@ def expand(
         config = configs.load(experiment)
         try:
             configs.override(config, overrides)
+            configs.check(config)
         except ValueError as error:
             raise ValueError(f"{experiment}, sweep: {error}") from None
         shown = own or {"seed": config.seed}

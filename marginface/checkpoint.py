@@ -284,7 +284,10 @@ class Checkpoints:
             self._ranked(sound)[: self._keep_best]
         )
         for old in set(self.steps()) - keep:
-            shutil.rmtree(self._directory / str(old))
+            # Killed in between, it must not leave a folder that looks like a damaged checkpoint.
+            leaving = self._directory / f"{old}{_UNFINISHED}"
+            (self._directory / str(old)).rename(leaving)
+            shutil.rmtree(leaving)
 
     def _sound(self) -> dict[int, dict[str, Any]]:
         """Manifests of the steps not known to be damaged."""
@@ -382,19 +385,21 @@ class Preemption:
     """Notices SIGTERM, so that the train loop can save and leave at a step boundary.
 
     One process: a handler that sets a flag, and the previous handler afterwards; the first Ctrl-C
-    counts as SIGTERM, the second ends at once. Several processes:
+    and a lost terminal count as SIGTERM, the second Ctrl-C ends at once. Several processes:
     JAX's preemption service, by which all of them stop at the same step; a Python handler would
     silently disable it, so none is installed.
     """
 
     def __init__(self) -> None:
-        self._signalled = False
+        self.signalled = False  # this process was; stays False where there are several
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
-            numbers = (signal.SIGTERM, signal.SIGINT)
-            self._previous = {n: signal.signal(n, self._notice) for n in numbers}
+            numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            ignored = signal.SIG_IGN  # as nohup has it: a lost terminal is then no reason to stop
+            heard = [n for n in numbers if signal.getsignal(n) != ignored]
+            self._previous = {n: signal.signal(n, self._notice) for n in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -404,12 +409,12 @@ class Preemption:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def _notice(self, signum: int, frame: types.FrameType | None) -> None:
-        if signum == signal.SIGINT and self._signalled:
+        if signum == signal.SIGINT and self.signalled:
             raise KeyboardInterrupt
-        self._signalled = True
+        self.signalled = True
 
     def requested(self, step: int) -> bool:
         """Returns whether to save and stop now; every process must ask at every step."""
         if jax.process_count() == 1:
-            return self._signalled
+            return self.signalled
         return multihost_utils.reached_preemption_sync_point(step)

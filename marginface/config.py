@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
@@ -123,6 +124,42 @@ def override(config: Config, changes: Mapping[str, Any]) -> None:
             for part in path:
                 parent = parent[part]
             parent[last] = value
+
+
+_MANY = 10**9
+_LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "batch_size": (1, _MANY),
+    "epochs": (0.0, _MANY),
+    "steps": (0, _MANY),
+    "log_every": (1, _MANY),
+    "checkpoint_every": (1, _MANY),
+    "data.workers": (0, 1024),
+    "data.held_out": (0, _MANY),
+    "model.embedding_dim": (1, _MANY),
+    "model.kw.dropout": (0.0, 0.99),
+    "model.kw.width": (0.001, 1000.0),
+    "loss.chunk_size": (0, _MANY),
+    "optimizer.learning_rate": (0.0, math.inf),
+    "optimizer.weight_decay": (0.0, math.inf),
+    "optimizer.clip_norm": (0.0, math.inf),
+    "optimizer.accumulate": (1, _MANY),
+    "schedule.warmup": (0.0, 1.0),
+    "evaluate.every": (0, _MANY),
+    "evaluate.batch_size": (1, _MANY),
+}
+_DTYPES = ("float32", "bfloat16")
+
+
+def check(config: Config) -> None:
+    """Raises a one-line ValueError that names a value with which no run has a meaning."""
+    flat = dotted(config)
+    for key, (least, most) in _LIMITS.items():
+        if key in flat and not least <= flat[key] <= most:  # NaN is within no limits
+            above = f" to {most}" if most < _MANY else " or more"
+            raise ValueError(f"config.{key}={flat[key]}: give {least}{above}")
+    if (dtype := flat.get("model.kw.dtype", "float32")) not in _DTYPES:
+        raise ValueError(f"config.model.kw.dtype={dtype!r} is unknown; {nearest(dtype, _DTYPES)}")
 
 
 def to_json(config: Config) -> str:

@@ -54,7 +54,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def default_workdir(config: str, overrides: dict[str, str]) -> pathlib.Path:
     """runs/<experiment>[-<variant>][-<digest of the overrides>]: the same command resumes."""
-    name = re.sub(r"[^\w.=-]+", "-", pathlib.PurePath(config).name.replace(".py", "", 1))
+    file, variant = configs.parts(config)
+    name = re.sub(r"[^\w.=-]+", "-", "-".join(filter(None, (file.stem, variant))))
     if overrides:
         name += "-" + hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:6]
     return pathlib.Path("runs") / name
@@ -66,6 +67,7 @@ def run(argv: Sequence[str]) -> int:
     config = configs.load(options.config)
     changes = configs.from_text(config, overrides)
     configs.override(config, changes)
+    configs.check(config)
     runtime.tune_cpu()
     import jax  # after tune_cpu: its backend reads the flags once
 
@@ -119,8 +121,13 @@ def run(argv: Sequence[str]) -> int:
 def main() -> None:
     """The command: `run`, with one line for each error that its user can mend."""
     sys.excepthook = _drop_late_callbacks
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: os._exit(RUN_AGAIN))  # nothing to save yet
     try:
         sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        _leave("stopped; the same command continues", RUN_AGAIN)
     except (ValueError, OSError) as error:
         if os.environ.get("MARGINFACE_TRACEBACK"):
             raise

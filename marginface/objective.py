@@ -354,6 +354,9 @@ def _term(config: Config, section: str, name: str, kw: Config) -> _Term:
     check_arguments(function, own, key, given)
     if "weight" not in kw:
         raise ValueError(f"{key}.weight is missing: every term needs one")
+    for number in ("weight", "begin", "end"):
+        if number in kw and not isinstance(kw[number], float):
+            raise ValueError(f"{key}.{number}={kw[number]!r}: write it as a float, such as 1.0")
     if "classes" in inspect.signature(function).parameters and not one_row_a_class(config):
         raise ValueError(
             f"{key} needs one prototype for each class; loss.name={config.loss.name!r} with "
@@ -362,9 +365,9 @@ def _term(config: Config, section: str, name: str, kw: Config) -> _Term:
     shape = _known(kw.get("ramp", "constant"), RAMPS, f"{key}.ramp")
     if shape == "inverse_anneal" and not config.loss.get("anneal"):
         raise ValueError(f"{key}.ramp='inverse_anneal' follows loss.anneal, which is not given")
-    static = {k: v for k, v in _rest(own).items() if k != "chunk_size"}
-    if "chunk_size" in own:
-        static["chunk_size"] = own["chunk_size"] or None
+    static = _rest(own)
+    if not static.get("chunk_size"):  # 0, as none: that of the loss over classes
+        static.pop("chunk_size", None)
     return _Term(section, name, function, static, shape)
 
 

@@ -3,8 +3,8 @@
 import os
 import sys
 
-# XLA's CPU backend hands single convolutions to a library path that is slow on several threads;
-# without it IResNet-18 trains at 0.45 of PyTorch's speed, with this flag at about the same.
+# XLA's CPU backend hands single convolutions to a library path that is slow on several threads:
+# IResNet-18 trained at 0.45 of PyTorch's speed. benchmarks/results.csv has what this flag gives.
 _CPU_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",)
 
 

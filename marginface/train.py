@@ -116,6 +116,7 @@ def train(
             at, arrays = pending.popleft()
             values = {k: float(v) for k, v in arrays.items()}
             if bad := metrics.not_finite(values):
+                checkpoints.wait()  # one that is being written counts
                 good = max(checkpoints.steps(), default=None)
                 raise DivergedError(diverged(at, bad, workdir, good))
             window.add(values)
@@ -150,7 +151,16 @@ def train(
         window.restart_clock()
         with Preemption() as preemption:
             while now < total:
-                images, labels, skipped = prepare(sharding.put_batch(mesh, next(batches)))
+                try:
+                    batch = next(batches)
+                except Exception:
+                    if not preemption.signalled:
+                        raise
+                    # The signal went to the whole process group, and ended the workers first.
+                    save(now, state, None)
+                    checkpoints.wait()
+                    return False
+                images, labels, skipped = prepare(sharding.put_batch(mesh, batch))
                 state, figures = steps.train(state, images, labels, hyper, seed)
                 now += 1
                 pending.append((now, figures | {"data/unreadable": skipped}))
@@ -193,9 +203,11 @@ def train(
 
 def diverged(at: int, terms: list[str], workdir: pathlib.Path, good: int | None) -> str:
     """What a run that diverged says."""
+    last = f"the last good checkpoint in {workdir} is that of step {good}"
+    if good is None:
+        last = f"no checkpoint was saved in {workdir} before"
     return (
-        f"step {at}: {', '.join(terms)} not finite; the last good checkpoint in {workdir} is that "
-        f"of step {good}; lower the learning rate or the margin"
+        f"step {at}: {', '.join(terms)} not finite; {last}; lower the learning rate or the margin"
     )
 
 

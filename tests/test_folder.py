@@ -136,6 +136,19 @@ def test_fingerprint_sees_changes_and_nothing_else(write, tmp_path):
     assert len(set(prints)) == 5
 
 
+def test_fingerprint_sees_who_is_tested_and_how(tmp_path):
+    def read(name, content, **kw):
+        root = write_folder(tmp_path / name, content)
+        return load(root, test_identities=4, **({"test_pairs": 4, "folds": 2} | kw))
+
+    faces, tests = read("a", CONTENT)
+    tested = tests["held_out"].source.path(0).removeprefix(f"{tmp_path / 'a'}/")
+    changed = {**CONTENT, tested: png(77)}
+    others = [read("b", changed), read("c", CONTENT, test_pairs=8)]
+    np.testing.assert_array_equal(others[0][0].source.rows, faces.source.rows)
+    assert len({faces.fingerprint, *(f.fingerprint for f, _ in others)}) == 3
+
+
 # Hostile or damaged input.
 
 

@@ -56,6 +56,14 @@ def test_truncated_images_are_value_errors(kind, kept, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_png_chunk_longer_than_the_file_is_refused_before_it_is_allocated(monkeypatch):
+    data = bytearray(ENCODED["png"])
+    data[33:37] = (0x720006E3).to_bytes(4, "big")  # the length of the chunk behind the header
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(ValueError, match="truncated or broken"):
+        decode(bytes(data))
+
+
 def huge(kind):
     """Small files whose headers promise 60,000 x 50,000 pixels (WebP: 16,000 x 16,000)."""
     data = bytearray(ENCODED[kind])

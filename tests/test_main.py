@@ -72,6 +72,16 @@ def message(arguments, capsys, monkeypatch, workdir=None):
     return lines[-1]
 
 
+def test_each_experiment_and_variant_has_its_own_folder():
+    flags = ["arcface.py:data=lfw,root=../shared/data", "softmax.py:data=lfw,root=../shared/data"]
+    flags += ["arcface.py:data=lfw", "arcface.py"]
+    names = [main.default_workdir(f"experiments/{flag}", {}) for flag in flags]
+    assert names[-1].as_posix() == "runs/arcface"
+    assert names[-2].as_posix() == "runs/arcface-data=lfw"
+    assert len({*names, main.default_workdir("experiments/arcface.py", {"seed": "1"})}) == 5
+    assert all(name.parent.as_posix() == "runs" for name in names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -98,6 +108,20 @@ def message(arguments, capsys, monkeypatch, workdir=None):
         ([EXPERIMENT, "--config.schedule.name=cosin"], "schedule.name='cosin' is unknown"),
         ([EXPERIMENT, "--config.batch_size=100"], "multiple of devices"),
         ([EXPERIMENT, "--config.data.kw.label_noise=2.0"], "label_noise=2.0"),
+        ([EXPERIMENT, "--config.batch_size=0"], "config.batch_size=0: give 1 or more"),
+        ([EXPERIMENT, "--config.epochs=nan"], "config.epochs=nan: give 0.0 or more"),
+        ([EXPERIMENT, "--config.epochs=inf"], "config.epochs=inf: give 0.0 or more"),
+        ([EXPERIMENT, "--config.steps=-5"], "config.steps=-5: give 0 or more"),
+        ([EXPERIMENT, "--config.log_every=0"], "config.log_every=0: give 1 or more"),
+        ([EXPERIMENT, "--config.checkpoint_every=0"], "config.checkpoint_every=0"),
+        ([EXPERIMENT, "--config.optimizer.accumulate=0"], "config.optimizer.accumulate=0"),
+        ([EXPERIMENT, "--config.optimizer.learning_rate=-0.1"], "learning_rate=-0.1: give 0.0"),
+        ([EXPERIMENT, "--config.schedule.warmup=3"], "config.schedule.warmup=3.0: give 0.0 to 1.0"),
+        ([EXPERIMENT, "--config.evaluate.batch_size=-4"], "config.evaluate.batch_size=-4"),
+        ([EXPERIMENT, "--config.seed=3000000000"], "config.seed=3000000000: give 0 to 2147483647"),
+        ([EXPERIMENT, "--config.model.kw.dropout=2"], "dropout=2.0: give 0.0 to 0.99"),
+        ([EXPERIMENT, "--config.model.kw.dtype=float31"], "did you mean 'float32'?"),
+        (["--config=experiments/arcface.py:dim=-3"], "config.model.embedding_dim=-3"),
         (["--config=experiments/arcface.py:data=lfw,root=/nowhere"], "/nowhere"),
         (["--config=experiments/arcface.py:data=folder,root=/nowhere"], "/nowhere"),
     ],

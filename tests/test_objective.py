@@ -1,12 +1,14 @@
 """Config to loss: terms add up, ramps follow their laws, every mistake is named."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import adacos, arcface, asoftmax_regular, subcenter_arcface, triplet
-from marginface import objective, sharding
+from marginface import objective, regularizers, sharding
 
 
 def evaluate(config, step=0, total_steps=10):
@@ -43,6 +45,27 @@ def test_the_total_is_the_weighted_sum_of_the_terms():
     assert total == pytest.approx(sum(w * metrics[f"loss/{k}"] for k, w in weights.items()))
     assert metrics["loss/total"] == total
     assert min(metrics[f"loss/{k}"] for k in weights) > 0
+
+
+@pytest.mark.parametrize(("of_term", "used"), [(0, 2), (3, 3), (None, 2)])
+def test_a_term_takes_the_chunk_size_of_the_loss_unless_it_has_its_own(of_term, used, monkeypatch):
+    sizes = []
+    whole = regularizers.uniform
+
+    @functools.wraps(whole)
+    def uniform(*args, chunk_size, **kw):
+        sizes.append(chunk_size)
+        return whole(*args, chunk_size=chunk_size, **kw)
+
+    uniform.__module__ = regularizers.__name__
+    monkeypatch.setattr(regularizers, "uniform", uniform)
+    config = with_terms()
+    config.loss.chunk_size = 2
+    config.regularizers.uniform = {"weight": 2.0}
+    if of_term is not None:
+        config.regularizers.uniform.chunk_size = of_term
+    evaluate(config)
+    assert set(sizes) == {used}
 
 
 def test_a_linear_ramp_rises_between_its_ends():
@@ -111,6 +134,7 @@ def test_collapse_is_told_from_a_small_loss():
         (adacos, {"loss.similarity": "linear"}, "loss.similarity='linear' has no place in adacos"),
         (arcface, {"joint.intr": {"weight": 1.0}}, "did you mean 'intra'"),
         (arcface, {"joint.intra": {}}, "joint.intra.weight is missing"),
+        (arcface, {"joint.intra": {"weight": 1}}, "joint.intra.weight=1: write it as a float"),
         (arcface, {"joint.norm_penalty": {"weight": 1.0}}, "norm_penalty.radius is missing"),
         (arcface, {"joint.intra": {"weight": 1.0, "m": 1.0}}, "joint.intra.m is not an argument"),
         (arcface, {"joint.intra": {"weight": 1.0, "ramp": "liner"}}, "did you mean 'linear'"),

@@ -360,5 +360,21 @@ run_folder.claim(pathlib.Path({str(tmp_path / "run")!r}), "{{}}")
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "is being trained by another process" in done.stderr
+    # Before there is a config too, and what it says of itself does not mark this run.
+    (tmp_path / "run" / "config.json").unlink()
+    assert subprocess.run(command, capture_output=True).returncode == 1
+    (tmp_path / "run" / "config.json").write_text("{}")
+    stop = code.replace("claim(", "record_stop(").replace('"{}")', '"{}", 2, "refused")')
+    assert subprocess.run([sys.executable, "-c", stop]).returncode == 0
+    assert not (tmp_path / "run" / "stopped.json").exists()
     run_folder.release(tmp_path / "run")
     assert subprocess.run(command, capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, "-c", stop]).returncode == 0
+    assert (tmp_path / "run" / "stopped.json").exists()
+
+
+def test_a_complete_run_is_not_marked_as_stopped(tmp_path):
+    run_folder.claim(tmp_path, "{}")
+    (tmp_path / "summary.json").write_text("{}")
+    run_folder.record_stop(tmp_path, "{}", 2, "the data set changed")
+    assert not (tmp_path / "stopped.json").exists()

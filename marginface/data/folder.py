@@ -6,7 +6,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 
@@ -177,6 +177,15 @@ def pairs(
     )
 
 
+def digest(pairs: Pairs) -> str:
+    """sha256 of the images of a verification set of files, and of which ones are compared."""
+    images = cast(Images, pairs.source)
+    parts = [np.asarray(part) for part in (pairs.first, pairs.second, pairs.same, pairs.fold)]
+    drawn = b"".join(part.astype("<i8").tobytes() for part in parts)
+    content = images.files.digest(images.rows) + hashlib.sha256(drawn).hexdigest()
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def load(
     *,
     root: str | os.PathLike,
@@ -252,4 +261,7 @@ def load(
         from marginface.data import lfw  # which is itself built on this module
 
         tests["lfw"] = lfw.verification(root=lfw_root, image_size=image_size, crop=crop)
-    return trained, tests
+    # A run that goes on is to be tested on what it was tested on before.
+    content = [trained.fingerprint, *(digest(test) for test in tests.values())]
+    fingerprint = hashlib.sha256(" ".join(content).encode()).hexdigest()
+    return dataclasses.replace(trained, fingerprint=fingerprint), tests

@@ -62,6 +62,16 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
     return height & 0x3FFF, width & 0x3FFF
 
 
+def _check_png_chunks(encoded: bytes) -> None:
+    """Raises a ValueError if a chunk claims more bytes than there are: OpenCV allocates them."""
+    at = 8
+    while at + 8 <= len(encoded):
+        (length,) = struct.unpack_from(">I", encoded, at)
+        if length > len(encoded) - at - 12:
+            raise ValueError("truncated or broken image")
+        at += 12 + length
+
+
 def decode(
     encoded: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 0
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -89,6 +99,8 @@ def decode(
         "YCCK",
     ):
         return simplejpeg.decode_jpeg(encoded, min_height=2 * min_side, min_width=2 * min_side)
+    if encoded[:4] == b"\x89PNG":
+        _check_png_chunks(encoded)
     try:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)

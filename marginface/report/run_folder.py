@@ -29,8 +29,9 @@ from marginface.report.plots import Picture
 
 Summary = dict[str, Any]
 
-# What may differ between a run and its continuation: where things are, not what they are.
-MAY_CHANGE = ("data.workers", "data.kw.root", "wandb.", "tensorboard")
+# What may differ between a run and its continuation: where things are, not what they are; and
+# whether an unreadable image stops it, which is what the message of a run so stopped advises.
+MAY_CHANGE = ("data.workers", "data.kw.root", "data.kw.unreadable", "wandb.", "tensorboard")
 _UNTRAINED = "untrained/"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ORIGIN = ("commit", "config/", "device/", "version/")
@@ -83,13 +84,13 @@ def claim(workdir: pathlib.Path, config_json: str, origin: Mapping[str, Any] | N
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"{workdir} is or lies in a file: choose another --workdir") from None
+    _lock(workdir)  # before anything is looked at: two that start together must not both go on
     path = workdir / "config.json"
     if not path.exists():
         if origin is not None:
             text = json.dumps(dict(origin), indent=2, default=list) + "\n"
             metrics.write_atomically(workdir / "origin.json", text)
         metrics.write_atomically(path, config_json)
-        _lock(workdir)
         return
     try:
         changed = differing(path, config_json)
@@ -101,7 +102,6 @@ def claim(workdir: pathlib.Path, config_json: str, origin: Mapping[str, Any] | N
             f"{workdir} holds a run with another config ({', '.join(changed[:3])}{more}): "
             "choose another --workdir"
         )
-    _lock(workdir)
     (workdir / "stopped.json").unlink(missing_ok=True)
 
 
@@ -115,7 +115,7 @@ def _lock(workdir: pathlib.Path) -> None:
     """Two processes in one folder would undo each other's files: the second is refused."""
     if (folder := workdir.resolve()) in _LOCKS:
         return
-    handle = os.open(folder / "config.json", os.O_RDONLY)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -132,11 +132,13 @@ def _lock(workdir: pathlib.Path) -> None:
 def record_stop(workdir: pathlib.Path, config_json: str, code: int, message: str) -> None:
     """Leaves {"code", "message"} in stopped.json: why the run is not complete; claim removes it.
 
-    Does nothing where the folder is not this config's: another run's is not to be touched.
+    Does nothing where the folder is not this config's, where another process trains in it, and
+    where the run is complete: what is there is not to be marked by a command that was refused.
     """
     try:
-        if differing(workdir / "config.json", config_json):
+        if differing(workdir / "config.json", config_json) or (workdir / "summary.json").exists():
             return
+        _lock(workdir)
         text = json.dumps({"code": code, "message": message}) + "\n"
         metrics.write_atomically(workdir / "stopped.json", text)
     except (OSError, ValueError):  # no folder yet, or a full disk: the command's own line says so
