@@ -396,10 +396,10 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
-            numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            ignored = signal.SIG_IGN  # as nohup has it: a lost terminal is then no reason to stop
-            heard = [n for n in numbers if signal.getsignal(n) != ignored]
-            self._previous = {n: signal.signal(n, self._notice) for n in heard}
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+                numbers.append(signal.SIGHUP)
+            self._previous = {n: signal.signal(n, self._notice) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

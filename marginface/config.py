@@ -126,7 +126,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> None:
             parent[last] = value
 
 
-_MANY = 10**9
+_MANY = 2**40  # more than any run has
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "batch_size": (1, _MANY),

@@ -122,7 +122,7 @@ def main() -> None:
     """The command: `run`, with one line for each error that its user can mend."""
     sys.excepthook = _drop_late_callbacks
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a hangup is under nohup
             signal.signal(number, lambda *_: os._exit(RUN_AGAIN))  # nothing to save yet
     try:
         sys.exit(run(sys.argv[1:]))

@@ -192,7 +192,7 @@ def test_a_unit_that_diverges_stops_nobody(tmp_path):
     together.run(many)
     kinds = [units.state(unit.folder) for unit in many]
     assert [state.kind for state in kinds] == ["done", "done", "diverged"]
-    assert "not finite; the last good checkpoint" in kinds[-1].why
+    assert "not finite; no checkpoint was saved in" in kinds[-1].why
     assert not (many[-1].folder / "summary.json").exists()
 
 
