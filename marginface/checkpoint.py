@@ -6,6 +6,7 @@ leaves no half checkpoint; what changes on disk later is found when the manifest
 """
 
 import errno
+import functools
 import hashlib
 import json
 import logging as std_logging
@@ -14,8 +15,9 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -40,6 +42,16 @@ def _is_not_orbax_chatter(record: std_logging.LogRecord) -> bool:
     """Drops Orbax's progress reports, and its tracebacks of errors that also reach us raised."""
     chatter = record.levelno < std_logging.WARNING or record.exc_info
     return not (chatter and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+def _drop_late_callbacks(otherwise: Callable[[Any], None], unraisable: Any) -> None:
+    """Keeps quiet the writes that were under way when one of them failed and was raised.
+
+    They report to an event loop which Orbax has closed by then, each with a traceback on stderr.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        otherwise(unraisable)
 
 
 def _signed(content: dict[str, Any]) -> str:
@@ -134,6 +146,8 @@ class Checkpoints:
                 f"keep_latest={keep_latest}, keep_best={keep_best}: keep at least one latest step"
             )
         logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
+        if getattr(sys.unraisablehook, "func", None) is not _drop_late_callbacks:
+            sys.unraisablehook = functools.partial(_drop_late_callbacks, sys.unraisablehook)
         # Orbax accepts a relative path and fails later, in the background.
         self._directory = pathlib.Path(os.path.abspath(directory))
         self._best_metric = best_metric
