@@ -16,6 +16,7 @@ import pathlib
 import shutil
 import signal
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -40,8 +41,11 @@ class _Damaged(Exception):
 
 def _is_not_orbax_chatter(record: std_logging.LogRecord) -> bool:
     """Drops Orbax's progress reports, and its tracebacks of errors that also reach us raised."""
+    files = [record.pathname]
+    if record.exc_info:  # asyncio reports the tasks which nobody asked once one of them had failed
+        files += [f.f_code.co_filename for f, _ in traceback.walk_tb(record.exc_info[2])]
     chatter = record.levelno < std_logging.WARNING or record.exc_info
-    return not (chatter and f"{os.sep}orbax{os.sep}" in record.pathname)
+    return not (chatter and any(f"{os.sep}orbax{os.sep}" in file for file in files))
 
 
 def _drop_late_callbacks(otherwise: Callable[[Any], None], unraisable: Any) -> None:
@@ -145,7 +149,8 @@ class Checkpoints:
             raise ValueError(
                 f"keep_latest={keep_latest}, keep_best={keep_best}: keep at least one latest step"
             )
-        logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
+        for logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
+            logger.addFilter(_is_not_orbax_chatter)
         if getattr(sys.unraisablehook, "func", None) is not _drop_late_callbacks:
             sys.unraisablehook = functools.partial(_drop_late_callbacks, sys.unraisablehook)
         # Orbax accepts a relative path and fails later, in the background.
