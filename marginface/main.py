@@ -14,7 +14,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from types import TracebackType
 from typing import NoReturn
 
 from absl import logging
@@ -120,7 +119,6 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The command: `run`, with one line for each error that its user can mend."""
-    sys.excepthook = _drop_late_callbacks
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a hangup is under nohup
             signal.signal(number, lambda *_: os._exit(RUN_AGAIN))  # nothing to save yet
@@ -135,14 +133,6 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             message += ": free some space, then run the same command again"
         _leave(message, INPUT_ERROR)
-
-
-def _drop_late_callbacks(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Keeps silent on what TensorStore's threads report after a failed save: we report the save."""
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -8,6 +8,9 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+# Tests compile a thousand small programs and run each for a moment.
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 SMALL = (
     "--config=experiments/arcface_regular.py",
     "--config.model.kw.depth=4",
@@ -33,7 +36,7 @@ def start(*arguments, cache, devices=1, code=None):
     """Starts marginface.main (or `code`) on CPU; compiled programs are shared through `cache`."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {COMPILE_QUICKLY}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from commands import COMPILE_QUICKLY
 from PIL import Image
 
 from marginface import metrics
@@ -92,7 +93,7 @@ def cluster(tmp_path_factory):
         "SLURM_CONF": str(folder / "slurm.conf"),
         "JAX_PLATFORMS": "cpu",
         # Compile quickly; one device for each process.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": COMPILE_QUICKLY,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
