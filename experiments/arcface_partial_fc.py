@@ -4,7 +4,8 @@
 
 An et al., Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs
 by Partial FC, 2022, section 3.2. Classes left out of a step take no gradient from it, but momentum
-and weight decay go on for them (arcface_torch halts those too).
+and weight decay go on for them (arcface_torch halts those too). Each device keeps the classes of
+its whole batch even where those are more than a tenth of its part: few classes, many devices.
 
     python -m marginface.main --config experiments/arcface_partial_fc.py
 

@@ -11,17 +11,13 @@ Expect: 97 % verification on the embedded faces (untrained 72 %); on LFW View 1 
 (see results/).
 """
 
-from ml_collections import ConfigDict
-
-from experiments import arcface
+from experiments import arcface, common
 
 
 def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = arcface.get_config(arg)
-    config.regularizers.exclusive = ConfigDict(
-        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
-    )
+    common.exclusive(config, arg)
     return config
 
 

@@ -3,6 +3,7 @@
     loss = A-Softmax + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
 
 Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6.
+With data=casia λ is the authors' 15 · 5 / λ_A-Softmax: it grows while the annealing decays.
 
     python -m marginface.main --config experiments/asoftmax_regular.py
 
@@ -10,17 +11,13 @@ Time on two cores: four minutes on the embedded faces, about eight with :data=lf
 Expect: not run yet with these settings.
 """
 
-from ml_collections import ConfigDict
-
-from experiments import asoftmax
+from experiments import asoftmax, common
 
 
 def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = asoftmax.get_config(arg)
-    config.regularizers.exclusive = ConfigDict(
-        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
-    )
+    common.exclusive(config, arg, published=15.0, ramp="inverse_anneal")
     return config
 
 

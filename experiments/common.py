@@ -288,3 +288,16 @@ def full_size(arg: str | None) -> bool:
 def margin(arg: str | None, *, published: float, small: float) -> float:
     """A value for the full-size sets (folder, casia) or for the small ones of the laptop."""
     return published if full_size(arg) else small
+
+
+def exclusive(
+    config: ConfigDict, arg: str | None, *, published: float = 1.0, ramp: str = ""
+) -> None:
+    """Adds Lr(W): weight 1, or that of RegularFace's code (and its ramp) on the full-size sets."""
+    term = {
+        "weight": margin(arg, published=published, small=1.0),
+        "chunk_size": config.loss.chunk_size,
+    }
+    if ramp and full_size(arg):
+        term["ramp"] = ramp
+    config.regularizers.exclusive = ConfigDict(term)

@@ -10,17 +10,13 @@ Time on two cores: four minutes on the embedded faces, about eight with :data=lf
 Expect: not run yet with these settings.
 """
 
-from ml_collections import ConfigDict
-
-from experiments import cosface
+from experiments import common, cosface
 
 
 def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = cosface.get_config(arg)
-    config.regularizers.exclusive = ConfigDict(
-        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
-    )
+    common.exclusive(config, arg)
     return config
 
 

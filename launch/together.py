@@ -30,6 +30,7 @@ from marginface import config as configs
 from marginface import metrics, objective, sharding, step, train
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.data import pipeline
+from marginface.evaluators.common import NotFiniteError
 from marginface.main import DIVERGED, INPUT_ERROR, RUN_AGAIN
 from marginface.report import run_folder
 from marginface.trackers import start_trackers
@@ -359,7 +360,9 @@ class _Chunk:
                 values = {k: float(v[lane]) for k, v in arrays.items()}
                 if bad := metrics.not_finite(values):
                     good = Checkpoints(run.unit.folder / "checkpoints").steps()
-                    message = train.diverged(at, bad, run.unit.folder, max(good, default=None))
+                    message = train.diverged(
+                        at, f"{', '.join(bad)} not finite", run.unit.folder, max(good, default=None)
+                    )
                     run.stop(DIVERGED, message)
                     self.board.ended(run.unit)
                     continue
@@ -378,6 +381,9 @@ class _Chunk:
                 continue
             try:
                 self._save_one(run, self._slice(states, lane), now, evaluating, last)
+            except NotFiniteError as error:
+                good = max(Checkpoints(run.unit.folder / "checkpoints").steps(), default=None)
+                run.stop(DIVERGED, train.diverged(now, str(error), run.unit.folder, good))
             except (ValueError, OSError) as error:  # this unit's alone
                 run.stop(INPUT_ERROR, str(error))
             if stop and not last:

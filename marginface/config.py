@@ -145,6 +145,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.clip_norm": (0.0, math.inf),
     "optimizer.accumulate": (1, _MANY),
     "schedule.warmup": (0.0, 1.0),
+    "data.kw.folds": (2, _MANY),
     "evaluate.every": (0, _MANY),
     "evaluate.batch_size": (1, _MANY),
 }
@@ -158,6 +159,14 @@ def check(config: Config) -> None:
         if key in flat and not least <= flat[key] <= most:  # NaN is within no limits
             above = f" to {most}" if most < _MANY else " or more"
             raise ValueError(f"config.{key}={flat[key]}: give {least}{above}")
+    for key, value in flat.items():
+        if key.endswith(".chunk_size") and not (isinstance(value, int) and value >= 0):
+            raise ValueError(f"config.{key}={value!r}: give a number of classes, 0 for all at once")
+    boundaries = flat.get("schedule.boundaries", ())
+    if not all(isinstance(b, int | float) and 0 <= b <= 1 for b in boundaries):
+        raise ValueError(
+            f"config.schedule.boundaries={boundaries!r}: give fractions of the run, as (0.5, 0.75)"
+        )
     if (dtype := flat.get("model.kw.dtype", "float32")) not in _DTYPES:
         raise ValueError(f"config.model.kw.dtype={dtype!r} is unknown; {nearest(dtype, _DTYPES)}")
 
@@ -178,7 +187,7 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
 
     Raises:
       FileNotFoundError: no such file; names the nearest beside it.
-      ValueError: the file has no get_config.
+      ValueError: the file is not Python or has no get_config.
     """
     path, variant = parts(config_flag)
     if not path.is_file():
@@ -189,7 +198,10 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} has no function get_config(arg)")
     return module, variant
@@ -202,7 +214,11 @@ def load(config_flag: str) -> Config:
       FileNotFoundError, ValueError: as find_experiment; or no such variant.
     """
     module, variant = find_experiment(config_flag)
-    return module.get_config(variant or None).lock()
+    config = module.get_config(variant or None)
+    if not hasattr(config, "lock"):
+        kind = type(config).__name__
+        raise ValueError(f"{module.__file__}: get_config returns {kind}, not a ConfigDict")
+    return config.lock()
 
 
 def from_json(text: str) -> Config:

@@ -30,7 +30,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The command's options, and the overrides {dotted key: text}.
 
     Raises:
-      ValueError: an option that does not exist or lacks its value.
+      ValueError: an option that does not exist, lacks its value or those that belong to it.
     """
     parser = Parser(
         "python -m marginface.main",
@@ -48,7 +48,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     add("--num_processes", type=int, help="with HOST:PORT: how many")
     add("--process_id", type=int, help="with HOST:PORT: which one this is")
-    return parser.parse_with_changes(argv)
+    options, changes = parser.parse_with_changes(argv)
+    one_of_several = (options.num_processes, options.process_id)
+    if options.coordinator in (None, "auto"):
+        if one_of_several != (None, None):
+            parser.error("--num_processes and --process_id need --coordinator=HOST:PORT")
+    elif None in one_of_several:
+        parser.error("--coordinator=HOST:PORT needs --num_processes and --process_id")
+    return options, changes
 
 
 def default_workdir(config: str, overrides: dict[str, str]) -> pathlib.Path:

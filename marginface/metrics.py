@@ -139,14 +139,19 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("no step")
+            records.append(record)
+        except ValueError:  # no JSON, no text, or another kind of line
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON: mend or move it") from None
+                raise ValueError(
+                    f"{path}, line {number} is not a JSON object with a step: mend or move it"
+                ) from None
     return records
 
 

@@ -222,9 +222,15 @@ def make(
             numbers = numbers | {"scale": numbers["scale"] * length}
         result = term(numbers, there_is)
         metrics = {"train/top1": jnp.mean(result.target > result.hardest)}
-        if loss.similarity != "linear" and loss.name != "large_margin_softmax":
-            angle = jnp.arccos(jnp.clip(result.target, -1.0, 1.0))
-            metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
+        cos = result.target
+        if loss.similarity == "linear" or loss.name == "large_margin_softmax":  # it is no cosine
+            held = there_is["classes"]
+            held = held._replace(rows=weights(held.rows))
+            cos = class_softmax.target_similarity(
+                there_is["embeddings"], there_is["labels"], held, axis_name=axis
+            )
+        angle = jnp.arccos(jnp.clip(cos, -1.0, 1.0))
+        metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
         return jnp.mean(result.loss), result.running, metrics
 
     def of_prototypes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
@@ -334,6 +340,11 @@ def _class_loss(config: Config) -> _Term:
             raise ValueError(f"loss.{key}={loss[key]!r} has no place in {loss.name}")
     if loss.similarity != "cosine" and "similarity" not in takes:
         raise ValueError(f"loss.similarity={loss.similarity!r} has no place in {loss.name}")
+    if loss.similarity == "linear" and loss.get("margin", "identity") != "identity":
+        raise ValueError(
+            f"loss.margin={loss.margin!r} changes a cosine, and loss.similarity='linear' is none: "
+            "use loss.similarity='cosine', or loss.margin='identity'"
+        )
     if not 0 < loss.sample_rate <= 1:
         raise ValueError(f"loss.sample_rate={loss.sample_rate}: give a part in (0, 1]")
     for key in ("scale", "margin"):

@@ -24,6 +24,7 @@ from marginface.checkpoint import Checkpoints, Preemption
 from marginface.config import Config
 from marginface.data import Faces, Pairs, cleaned, held_out, pipeline
 from marginface.evaluators import geometry, grouping, verification
+from marginface.evaluators.common import NotFiniteError
 from marginface.report import run_folder
 from marginface.trackers import start_trackers
 
@@ -118,7 +119,7 @@ def train(
             if bad := metrics.not_finite(values):
                 checkpoints.wait()  # one that is being written counts
                 good = max(checkpoints.steps(), default=None)
-                raise DivergedError(diverged(at, bad, workdir, good))
+                raise DivergedError(diverged(at, f"{', '.join(bad)} not finite", workdir, good))
             window.add(values)
             if at % config.log_every == 0 or at == total:
                 line = window.line()
@@ -129,6 +130,15 @@ def train(
                         at,
                     )
                 writer.write(at, line)
+
+    def evaluate(at: int, state: step.State) -> dict[str, float]:
+        settle(keep=0)
+        try:
+            return evaluators.run(state)
+        except NotFiniteError as error:
+            checkpoints.wait()
+            good = max(checkpoints.steps(), default=None)
+            raise DivergedError(diverged(at, str(error), workdir, good)) from error
 
     def save(at: int, state: step.State, results: dict[str, float] | None) -> None:
         settle(keep=0)
@@ -146,7 +156,7 @@ def train(
     results = None
     try:
         if now == 0 and restored is None:
-            results = evaluators.run(state)
+            results = evaluate(0, state)
             writer.write(0, results)
         window.restart_clock()
         with Preemption() as preemption:
@@ -169,8 +179,7 @@ def train(
                 stop, last = preemption.requested(now), now == total
                 results = None
                 if last or (config.evaluate.every and now % config.evaluate.every == 0):
-                    settle(keep=0)
-                    results = evaluators.run(state)
+                    results = evaluate(now, state)
                     writer.write(now, results)
                     window.restart_clock()
                 if stop or results or now % config.checkpoint_every == 0:
@@ -180,7 +189,7 @@ def train(
                     return False
         checkpoints.wait()
         if results is None:  # complete already: the same command only reports again
-            results = evaluators.run(state)
+            results = evaluate(now, state)
     finally:
         batches.close()
         writer.close()
@@ -201,14 +210,12 @@ def train(
     return True
 
 
-def diverged(at: int, terms: list[str], workdir: pathlib.Path, good: int | None) -> str:
+def diverged(at: int, what: str, workdir: pathlib.Path, good: int | None) -> str:
     """What a run that diverged says."""
     last = f"the last good checkpoint in {workdir} is that of step {good}"
     if good is None:
         last = f"no checkpoint was saved in {workdir} before"
-    return (
-        f"step {at}: {', '.join(terms)} not finite; {last}; lower the learning rate or the margin"
-    )
+    return f"step {at}: {what}; {last}; lower the learning rate or the margin"
 
 
 def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:

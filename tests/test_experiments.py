@@ -156,3 +156,14 @@ def test_margins_are_the_published_ones_on_full_size_data():
             512,
         )
         assert callable(getattr(margins, config.loss.margin))
+
+
+def test_exclusive_weights_are_the_authors_on_full_size_data():
+    for name, expected in (
+        ("normface", {"weight": 6.0}),
+        ("asoftmax", {"weight": 15.0, "ramp": "inverse_anneal"}),
+    ):
+        term = configs.load(f"experiments/{name}_regular.py:data=casia").regularizers.exclusive
+        assert term.to_dict() == {"chunk_size": term.chunk_size, **expected}
+        term = configs.load(f"experiments/{name}_regular.py:data=small").regularizers.exclusive
+        assert term.to_dict() == {"chunk_size": term.chunk_size, "weight": 1.0}

@@ -5,10 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from commands import SMALL
 from PIL import Image
 
 from marginface import config as configs
 from marginface import main, train
+from marginface.evaluators.common import NotFiniteError
 
 EXPERIMENT = "--config=experiments/arcface_regular.py"
 
@@ -120,6 +122,16 @@ def test_each_experiment_and_variant_has_its_own_folder():
         ([EXPERIMENT, "--config.evaluate.batch_size=-4"], "config.evaluate.batch_size=-4"),
         ([EXPERIMENT, "--config.seed=3000000000"], "config.seed=3000000000: give 0 to 2147483647"),
         ([EXPERIMENT, "--config.model.kw.dropout=2"], "dropout=2.0: give 0.0 to 0.99"),
+        ([EXPERIMENT, "--config.data.kw.folds=1"], "config.data.kw.folds=1: give 2 or more"),
+        ([EXPERIMENT, "--config.loss.chunk_size=-1"], "config.loss.chunk_size=-1"),
+        (
+            [EXPERIMENT, "--config.regularizers.exclusive.chunk_size=-1"],
+            "exclusive.chunk_size=-1: give a number of classes",
+        ),
+        ([EXPERIMENT, "--config.schedule.boundaries=('a',)"], "boundaries=('a',): give fractions"),
+        ([EXPERIMENT, "--num_processes=2"], "need --coordinator=HOST:PORT"),
+        ([EXPERIMENT, "--coordinator=localhost:1"], "needs --num_processes and --process_id"),
+        (["--config=experiments/arcface.py:data=folder"], "data.kw.root is empty: give your faces"),
         ([EXPERIMENT, "--config.model.kw.dtype=float31"], "did you mean 'float32'?"),
         (["--config=experiments/arcface.py:dim=-3"], "config.model.embedding_dim=-3"),
         (["--config=experiments/arcface.py:data=lfw,root=/nowhere"], "/nowhere"),
@@ -145,6 +157,35 @@ def test_an_unreadable_image_is_skipped_and_counted_when_asked(photos, tmp_path,
     assert main.run(arguments) == 0
     assert "data/unreadable" in (workdir / "metrics.jsonl").read_text().splitlines()[-2]
     assert "could not be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(arg=None:\n    return", "broken.py, line 1: "),
+        ("def get_config(arg=None):\n    return {}", "get_config returns dict, not a ConfigDict"),
+        ("x = 1", "has no function get_config"),
+    ],
+)
+def test_a_broken_experiment_is_named(text, expected, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert expected in message([f"--config={path}"], capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", b"[1, 2]", "config.json is no config: choose another --workdir"),
+        ("config.json", b"{", "config.json is no config: choose another --workdir"),
+        ("config.json", b"\xff", "config.json is no config: choose another --workdir"),
+    ],
+)
+def test_a_damaged_run_folder_is_named(file, content, expected, tmp_path, capsys, monkeypatch):
+    (tmp_path / file).write_bytes(content)
+    line = message([EXPERIMENT, f"--workdir={tmp_path}"], capsys, monkeypatch)
+    assert expected in line
+    assert (tmp_path / file).read_bytes() == content
 
 
 def test_a_workdir_in_a_file_is_named(tmp_path, capsys, monkeypatch):
@@ -173,6 +214,18 @@ def test_overrides_keep_types():
     assert config.loss.detach is True
     with pytest.raises(ValueError, match="seed"):
         configs.override(config, {"seed": 0.5})
+
+
+def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch):
+    def broken(*_):
+        raise NotFiniteError("the embedding of image 3 of 9 is not finite")
+
+    monkeypatch.setattr(train.Evaluators, "run", broken)
+    config = configs.load("experiments/arcface_regular.py")
+    _, changes = main.parse([*SMALL, "--config.batch_size=16"])
+    configs.override(config, configs.from_text(config, changes))
+    with pytest.raises(train.DivergedError, match="step 0: the embedding of image 3 of 9 is not f"):
+        train.train(config, tmp_path / "run")
 
 
 def test_divergence_has_its_own_type():

@@ -34,12 +34,15 @@ def test_lines_after_the_resumed_step_and_a_torn_last_line_are_dropped(tmp_path)
     ]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
+@pytest.mark.parametrize("line", [b"broken", b"{}", b"17", b'{"step": "2"}', b'{"step": 2\xff}'])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nbroken\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(
+        ValueError, match=r"metrics\.jsonl, line 2 is not a JSON object with a step"
+    ):
         writer(tmp_path, resume_step=5)
-    assert len(lines(path)) == 3
+    assert len(path.read_bytes().splitlines()) == 3
 
 
 def test_floats_come_back_bit_for_bit(tmp_path):

@@ -128,6 +128,7 @@ def test_collapse_is_told_from_a_small_loss():
         (arcface, {"loss.kw": {"scale": 1.0}}, "loss.kw.scale is not an argument"),
         (arcface, {"loss.similarity": "cosin"}, "did you mean 'cosine'"),
         (arcface, {"loss.sample_rate": 0.0}, r"loss.sample_rate=0.0: give a part in \(0, 1\]"),
+        (arcface, {"loss.similarity": "linear"}, "loss.margin='additive_angular' changes a cosine"),
         (adacos, {"loss.scale": 64.0}, "loss.scale has no place in adacos"),
         (adacos, {"loss.detach": True}, "loss.detach=True has no place in adacos"),
         (adacos, {"loss.norm_as_scale": True}, "loss.norm_as_scale=True has no place in adacos"),

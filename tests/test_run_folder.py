@@ -47,7 +47,7 @@ def test_claim(tmp_path):
     with pytest.raises(ValueError, match=message):
         run_folder.claim(workdir, json.dumps(config))
     (workdir / "config.json").write_text('{"loss":')
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json is no config"):
         run_folder.claim(workdir, json.dumps(config))
     with pytest.raises(ValueError, match=r"file: choose another --workdir"):
         run_folder.claim(workdir / "config.json", "{}")

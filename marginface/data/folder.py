@@ -228,6 +228,11 @@ def load(
       FileNotFoundError: nothing at root.
       ValueError: no images, too few people, or hostile content.
     """
+    if not str(root):
+        raise ValueError(
+            "data.kw.root is empty: give your faces behind the experiment's name, as in "
+            "experiments/arcface.py:data=folder,root=faces.zip"
+        )
     frame, changes = Frame.of(image_size, crop), Augment.of(augment or {})
     files = open_files(pathlib.Path(root), max_members=max_members)
     people = [rows for rows in by_identity(files).values() if len(rows) >= min_images]

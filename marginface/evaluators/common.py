@@ -11,6 +11,10 @@ from marginface.typing import Float
 Batch = dict[str, np.ndarray]
 
 
+class NotFiniteError(ValueError):
+    """An embedding or score is infinite or not a number."""
+
+
 def batches(
     source: Any, decode: Callable[[dict], dict], batch_size: int
 ) -> Iterator[tuple[Batch, int]]:
@@ -61,7 +65,8 @@ def embed_all(
         Embeddings [n, d] in the order of `source`.
 
     Raises:
-        ValueError: if an embedding is not finite, naming the image's index; or on an empty source.
+        NotFiniteError: if an embedding is not finite, naming the image's index.
+        ValueError: on an empty source.
     """
     found = []
     for batch, real in batches(source, decode, batch_size):
@@ -69,7 +74,7 @@ def embed_all(
         broken = ~np.isfinite(embeddings).all(axis=1)
         if broken.any():
             index = sum(map(len, found)) + int(broken.argmax())
-            raise ValueError(
+            raise NotFiniteError(
                 f"the embedding of image {index} of {len(source)} is not finite: the network has "
                 "diverged or the image holds NaN"
             )

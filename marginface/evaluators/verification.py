@@ -53,7 +53,8 @@ def _accepted(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct scores, falling, and how many genuine and impostor pairs reach each of them."""
     if not np.isfinite(scores).all():
-        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
+        bad = (~np.isfinite(scores)).sum()
+        raise common.NotFiniteError(f"{bad} of {len(scores)} scores are not finite")
     if same.all() or not same.any():
         kind = "genuine" if same.any() else "impostor"
         missing = "impostor" if same.any() else "genuine"
