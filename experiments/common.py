@@ -98,7 +98,7 @@ def base(arg: str | None) -> ConfigDict:
         {
             "name": "sgd",
             "learning_rate": 0.1,
-            "prototypes_factor": 1.0,
+            "prototypes_factor": 1.0,  # on the rate of prototypes, and of what the terms train
             "weight_decay": 5e-4,
             "momentum": 0.9,
             "b1": 0.9,

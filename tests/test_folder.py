@@ -279,6 +279,15 @@ def test_skip_takes_the_next_readable_record_and_counts(broken):
     assert sum(int(r["unreadable"]) for r in records) == 4
 
 
+def test_a_test_image_cannot_be_skipped_and_nothing_says_so(tmp_path):
+    root = write_folder(tmp_path / "faces", dict.fromkeys(CONTENT, b"nonsense"))
+    _, tests = load(root, unreadable="skip", test_identities=4, test_pairs=8, folds=2)
+    with pytest.raises(ValueError, match=r"repair or remove it$"):
+        tests["held_out"].source[0]
+    with pytest.raises(ValueError, match=r"or set data.kw.unreadable=\"skip\" to train on$"):
+        load(root)[0].source[0]
+
+
 def test_skip_gives_up_when_nothing_is_readable(tmp_path):
     content = dict.fromkeys(CONTENT, b"nonsense")
     source = load(write_folder(tmp_path / "faces", content), unreadable="skip")[0].source

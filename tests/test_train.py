@@ -91,6 +91,22 @@ def test_sigterm_saves_exits_75_and_the_same_command_goes_on(whole, tmp_path, ca
     assert_same_run(workdir, whole)
 
 
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGHUP, False), (signal.SIGTERM, True)], ids=["hangup", "group"]
+)
+def test_a_lost_terminal_and_a_signal_to_the_workers_too_save_as_well(
+    number, group, tmp_path, cache
+):
+    """The workers that render the next batches end before us, where the signal is the group's."""
+    flags = [*SMALL, f"--workdir={tmp_path / 'run'}", f"--config.data.workers={2 * group}"]
+    process = start(*flags, cache=cache, own_group=True)
+    code, _, err = interrupt(process, 12, number, group)
+    assert code == 75, err
+    assert "Traceback" not in err
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("*[0-9]/manifest.json")
+    assert int(saved.parent.name) >= 12
+
+
 def test_eight_devices_then_four(tmp_path, cache):
     eight, four = tmp_path / "eight", tmp_path / "four"
     run(*SMALL, f"--workdir={eight}", cache=cache, devices=8)

@@ -41,7 +41,7 @@ class Images:
     A record is {"image": uint8 [oh, ow, 3], the frame's outer box; "label": int32; "unreadable":
     int32}. With skip, an unreadable image is replaced by the next readable record (with its own
     label; the last is followed by the first) and "unreadable" counts the records passed over;
-    this depends on i alone, hence not on workers.
+    this depends on i alone, hence not on workers. skip None is that of a test, which cannot skip.
 
     Raises:
       ValueError: an unreadable image (names it), or with skip, 100 of them in a row.
@@ -51,7 +51,7 @@ class Images:
     rows: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     frame: Frame
-    skip: bool = False
+    skip: bool | None = False
     max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
@@ -81,7 +81,8 @@ class Images:
             }
         if self.skip:
             raise ValueError(f"no readable image in {passed + 1} in a row; {reason}")
-        raise ValueError(f'{reason}; repair or remove it, or set unreadable="skip" to train on')
+        else_skip = "" if self.skip is None else ', or set data.kw.unreadable="skip" to train on'
+        raise ValueError(f"{reason}; repair or remove it{else_skip}")
 
     def path(self, i: SupportsIndex) -> str:
         """Where record i lies, for people."""
@@ -165,7 +166,7 @@ def pairs(
     """
     rows, first, second = images_of(first, second)
     return Pairs(
-        source=Images(files, rows, rows.astype(np.int32), frame, False, max_pixels),
+        source=Images(files, rows, rows.astype(np.int32), frame, None, max_pixels),
         decode=Centre(frame),
         to_images=to_images,
         first=first,
