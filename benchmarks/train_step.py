@@ -3,17 +3,17 @@
 Float32 on CPU, bfloat16 on a GPU, on both sides; images are random and already on the device.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks import common
-from marginface import class_losses, class_softmax, margins
+from experiments import arcface
+from marginface import objective, sharding
+from marginface import step as step_of
 from marginface.models import iresnet
 
 MARGIN, SCALE, CLASSES, DIM = 0.5, 64.0, 10_572, 512
@@ -28,51 +28,32 @@ def inputs(case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(case: Mapping[str, Any]) -> common.Step:
-    """marginface's network and loss, one jitted function."""
-    images, labels = map(jnp.asarray, inputs(case))
-    labels = labels.astype(jnp.int32)
-    dtype = "bfloat16" if common.on_gpu() else "float32"
-    model = iresnet.Model(depth=case["depth"], embedding_dim=DIM, dtype=dtype)
-    optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, momentum=MOMENTUM))
-
-    @jax.jit
-    def start(key: jax.Array) -> tuple:
-        variables = model.init(key, images[:1])
-        prototypes = jax.random.normal(key, (CLASSES * DIM,)).reshape(CLASSES, DIM)
-        params = {"network": variables["params"], "prototypes": prototypes}
-        return params, variables["batch_stats"], optimizer.init(params)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train(state: tuple, images: jax.Array) -> tuple:
-        params, stats, momentum = state
-
-        def loss(params: Any) -> tuple:
-            embeddings, update = model.apply(
-                {"params": params["network"], "batch_stats": stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            values = class_losses.margin_softmax(
-                embeddings,
-                labels,
-                class_softmax.all_classes(params["prototypes"], CLASSES),
-                margin=functools.partial(margins.additive_angular, m=MARGIN),
-                scale=SCALE,
-            )
-            return values.loss.mean(), update["batch_stats"]
-
-        (value, new_stats), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, momentum = optimizer.update(gradient, momentum, params)
-        return (optax.apply_updates(params, updates), new_stats, momentum), value
-
-    state = start(jax.random.key(0))
+    """What a run of experiments/arcface.py does at each step, metrics included."""
+    images, labels = inputs(case)
+    config = arcface.get_config(f"data=casia,model=ir{case['depth']},dim={DIM}")
+    config.loss.margin_kw.m, config.loss.scale, config.loss.chunk_size = MARGIN, SCALE, 0
+    config.optimizer.update(learning_rate=RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    config.model.kw.update(dtype="bfloat16" if common.on_gpu() else "float32", dropout=0.0)
+    mesh = sharding.make_mesh(1)
+    made = step_of.make(
+        config,
+        model=iresnet.Model(embedding_dim=DIM, **config.model.kw),
+        objective=objective.make(
+            config, num_classes=CLASSES, embedding_dim=DIM, mesh=mesh, total_steps=config.steps
+        ),
+        mesh=mesh,
+        image_shape=images.shape[1:],
+        total_steps=config.steps,
+    )
+    hyper, seed = objective.hyper(config), jnp.int32(0)
+    batch = sharding.put_batch(mesh, {"images": images, "labels": labels.astype(np.int32)})
+    state = made.init(seed, hyper)
 
     def step() -> float:
         nonlocal state
-        state, value = train(state, images)
+        state, metrics = made.train(state, batch["images"], batch["labels"], hyper, seed)
         jax.block_until_ready(state)
-        return float(value)
+        return float(metrics["loss/total"])
 
     return step
 

@@ -144,14 +144,15 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("no step")
-            records.append(record)
-        except ValueError:  # no JSON, no text, or another kind of line
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}, line {number} is not a JSON object with a step: mend or move it"
-                ) from None
+        except ValueError:  # no JSON, or no text
+            if number == len(lines):
+                break
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(
+                f"{path}, line {number} is not a JSON object with a step: mend or move it"
+            )
+        records.append(record)
     return records
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import tiny_sweep
+from commands import COMPILE_QUICKLY
 
 from launch import local, sweep, units
 from launch.units import Unit
@@ -232,6 +233,7 @@ def test_seeds_come_in_turn(experiment, tmp_path, scripted, capsys):
 
 def test_a_real_unit_runs_as_the_plain_command(experiment, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", COMPILE_QUICKLY)
     options = ["--filter", "m=0.3", "weight=1", "--config.steps=3"]
     assert sweep.run(arguments(experiment, tmp_path, *options)) == 0
     (folder,) = (tmp_path / "runs").glob("tiny-*/m=*")
