@@ -103,8 +103,8 @@ def test_a_lost_terminal_and_a_signal_to_the_workers_too_save_as_well(
     code, _, err = interrupt(process, 12, number, group)
     assert code == 75, err
     assert "Traceback" not in err
-    (saved,) = (tmp_path / "run" / "checkpoints").glob("*[0-9]/manifest.json")
-    assert int(saved.parent.name) >= 12
+    saved = (tmp_path / "run" / "checkpoints").glob("*/manifest.json")
+    assert max(int(manifest.parent.name) for manifest in saved) >= 12  # step 10's is a regular one
 
 
 def test_eight_devices_then_four(tmp_path, cache):
