@@ -3,7 +3,7 @@
     loss = A-Softmax + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
 
 Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6.
-With data=casia λ is the authors' 15 · 5 / λ_A-Softmax: it grows while the annealing decays.
+With data=folder and casia λ is the authors' 15 · 5 / λ_A-Softmax, which grows as that decays.
 
     python -m marginface.main --config experiments/asoftmax_regular.py
 

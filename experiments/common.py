@@ -294,10 +294,8 @@ def exclusive(
     config: ConfigDict, arg: str | None, *, published: float = 1.0, ramp: str = ""
 ) -> None:
     """Adds Lr(W): weight 1, or that of RegularFace's code (and its ramp) on the full-size sets."""
-    term = {
-        "weight": margin(arg, published=published, small=1.0),
-        "chunk_size": config.loss.chunk_size,
-    }
-    if ramp and full_size(arg):
-        term["ramp"] = ramp
-    config.regularizers.exclusive = ConfigDict(term)
+    config.regularizers.exclusive = ConfigDict(
+        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
+    )
+    if full_size(arg):
+        config.regularizers.exclusive.update(weight=published, **({"ramp": ramp} if ramp else {}))

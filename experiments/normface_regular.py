@@ -3,7 +3,7 @@
     loss = NormFace + λ Lr(W),   Lr(W) = (1/C) Σ_i max_{j≠i} cos(W_i, W_j)
 
 Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6;
-λ 6 with data=casia, as in the authors' code.
+λ 6 with data=folder and casia, as in the authors' code.
 
     python -m marginface.main --config experiments/normface_regular.py
 

@@ -254,6 +254,12 @@ class _Run:
         with Checkpoints(folder, best_metric=self._group.best) as checkpoints:
             checkpoints.save(step, state, meta, results)
 
+    def give_up(self, at: int, what: str) -> None:
+        """Ends this unit as one that diverged."""
+        folder = self.unit.folder
+        good = Checkpoints(folder / "checkpoints").steps()
+        self.stop(DIVERGED, train.diverged(at, what, folder, good))
+
     def stop(self, code: int, message: str) -> None:
         """Leaves word why the run is not complete, unless it has ended already."""
         if not self.alive:
@@ -359,11 +365,7 @@ class _Chunk:
                     continue
                 values = {k: float(v[lane]) for k, v in arrays.items()}
                 if bad := metrics.not_finite(values):
-                    good = Checkpoints(run.unit.folder / "checkpoints").steps()
-                    message = train.diverged(
-                        at, f"{', '.join(bad)} not finite", run.unit.folder, max(good, default=None)
-                    )
-                    run.stop(DIVERGED, message)
+                    run.give_up(at, bad)
                     self.board.ended(run.unit)
                     continue
                 values["data/unreadable"] = float(skipped[seeds.index(run.unit.config.seed)])
@@ -382,8 +384,7 @@ class _Chunk:
             try:
                 self._save_one(run, self._slice(states, lane), now, evaluating, last)
             except NotFiniteError as error:
-                good = max(Checkpoints(run.unit.folder / "checkpoints").steps(), default=None)
-                run.stop(DIVERGED, train.diverged(now, str(error), run.unit.folder, good))
+                run.give_up(now, str(error))
             except (ValueError, OSError) as error:  # this unit's alone
                 run.stop(INPUT_ERROR, str(error))
             if stop and not last:

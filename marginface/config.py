@@ -229,7 +229,10 @@ def from_json(text: str) -> Config:
     """
     from ml_collections import ConfigDict  # here, so that the core imports without it
 
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("no config: nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("no config: a JSON object is needed")
     return ConfigDict(values).lock()

@@ -86,6 +86,7 @@ def run(argv: Sequence[str]) -> int:
         jax.distributed.initialize()
     elif options.coordinator:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+    runtime.keep_out_of_the_cache()
     workdir = options.workdir or default_workdir(options.config, overrides)
     file, variant = configs.parts(options.config)
     origin = {

@@ -171,6 +171,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         raise
 
 
-def not_finite(values: Mapping[str, float]) -> list[str]:
-    """Names of the figures that are infinite or not a number."""
-    return [k for k, v in values.items() if not math.isfinite(v)]
+def not_finite(values: Mapping[str, float]) -> str:
+    """ "loss/total, loss/ring not finite", the figures that are infinite or NaN; "" for none."""
+    names = [k for k, v in values.items() if not math.isfinite(v)]
+    return f"{', '.join(names)} not finite" if names else ""

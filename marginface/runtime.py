@@ -31,3 +31,16 @@ def restart_with_huge_pages() -> None:
         return
     os.environ |= CPU_ENVIRONMENT
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def keep_out_of_the_cache() -> None:
+    """Turns JAX's compilation cache off where several CPU devices work together.
+
+    A program from the cache has lost the order of its collectives: two devices that begin with
+    different ones wait for each other, and XLA aborts (jax 0.10.2). Call it once the processes
+    know of each other and before anything is compiled: JAX asks only once.
+    """
+    import jax  # here, so that tune_cpu can come before it
+
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)

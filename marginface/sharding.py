@@ -17,10 +17,6 @@ _ROW_MULTIPLE = 256
 def make_mesh(devices: int | None = None) -> Mesh:
     """A mesh over all devices (or the first few), one axis "data"."""
     chosen = jax.devices()[:devices]
-    if len(chosen) > 1 and chosen[0].platform == "cpu":
-        # A program from the compilation cache has lost the order of its collectives: two devices
-        # that begin with different ones wait for each other, and XLA aborts (jax 0.10.2).
-        jax.config.update("jax_enable_compilation_cache", False)
     return jax.make_mesh(
         (len(chosen),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=chosen
     )

@@ -7,9 +7,9 @@ import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -111,15 +111,17 @@ def train(
     # --- loop ----------------------------------------------------------------------------------
     pending: collections.deque = collections.deque()
 
+    def give_up(at: int, what: str) -> NoReturn:
+        checkpoints.wait()  # one that is being written counts
+        raise DivergedError(diverged(at, what, workdir, checkpoints.steps()))
+
     def settle(keep: int) -> None:
         """Reads the figures of all but the newest `keep` steps; logs; stops a diverged run."""
         while len(pending) > keep:
             at, arrays = pending.popleft()
             values = {k: float(v) for k, v in arrays.items()}
             if bad := metrics.not_finite(values):
-                checkpoints.wait()  # one that is being written counts
-                good = max(checkpoints.steps(), default=None)
-                raise DivergedError(diverged(at, f"{', '.join(bad)} not finite", workdir, good))
+                give_up(at, bad)
             window.add(values)
             if at % config.log_every == 0 or at == total:
                 line = window.line()
@@ -132,13 +134,12 @@ def train(
                 writer.write(at, line)
 
     def evaluate(at: int, state: step.State) -> dict[str, float]:
+        """All that is measured of a state; stops a run whose embeddings are not finite."""
         settle(keep=0)
         try:
             return evaluators.run(state)
         except NotFiniteError as error:
-            checkpoints.wait()
-            good = max(checkpoints.steps(), default=None)
-            raise DivergedError(diverged(at, str(error), workdir, good)) from error
+            give_up(at, str(error))
 
     def save(at: int, state: step.State, results: dict[str, float] | None) -> None:
         settle(keep=0)
@@ -210,11 +211,11 @@ def train(
     return True
 
 
-def diverged(at: int, what: str, workdir: pathlib.Path, good: int | None) -> str:
-    """What a run that diverged says."""
-    last = f"the last good checkpoint in {workdir} is that of step {good}"
-    if good is None:
-        last = f"no checkpoint was saved in {workdir} before"
+def diverged(at: int, what: str, workdir: pathlib.Path, good: Sequence[int]) -> str:
+    """What a run that diverged says; `good` are the steps of its checkpoints."""
+    last = f"no checkpoint was saved in {workdir} before"
+    if good:
+        last = f"the last good checkpoint in {workdir} is that of step {max(good)}"
     return f"step {at}: {what}; {last}; lower the learning rate or the margin"
 
 

@@ -32,7 +32,7 @@ SMALL = (
 )
 
 
-def start(*arguments, cache, devices=1, code=None, own_group=False):
+def start(*arguments, cache, devices=1, code=None):
     """Starts marginface.main (or `code`) on CPU; compiled programs are shared through `cache`."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -49,7 +49,6 @@ def start(*arguments, cache, devices=1, code=None, own_group=False):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        process_group=0 if own_group else None,
     )
 
 
@@ -68,17 +67,11 @@ def run(*arguments, cache, devices=1, code=0):
     return finish(start(*arguments, cache=cache, devices=devices), code)
 
 
-def interrupt(process, step, number=signal.SIGKILL, group=False):
-    """Sends a signal once the process has logged `step`; returns what it printed from then on.
-
-    The whole group of a process that was started with own_group hears it if `group`.
-    """
+def interrupt(process, step, number=signal.SIGKILL):
+    """Sends a signal once the process has logged `step`; returns what it printed from then on."""
     for line in process.stdout:
         if line.startswith("step ") and int(line.split()[1].split("/")[0]) >= step:
             break
-    if group:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    process.send_signal(number)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err

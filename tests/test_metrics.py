@@ -81,4 +81,4 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path):
 
 def test_figures_that_are_not_finite_are_named():
     values = {"a": 1.0, "b": float("nan"), "c": float("inf")}
-    assert metrics.not_finite(values) == ["b", "c"]
+    assert metrics.not_finite(values) == "b, c not finite"

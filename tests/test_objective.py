@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import adacos, arcface, asoftmax_regular, subcenter_arcface, triplet
+from experiments import (
+    adacos,
+    arcface,
+    asoftmax_regular,
+    l_softmax,
+    softmax,
+    subcenter_arcface,
+    triplet,
+)
 from marginface import objective, regularizers, sharding
 
 
@@ -45,6 +53,23 @@ def test_the_total_is_the_weighted_sum_of_the_terms():
     assert total == pytest.approx(sum(w * metrics[f"loss/{k}"] for k, w in weights.items()))
     assert metrics["loss/total"] == total
     assert min(metrics[f"loss/{k}"] for k in weights) > 0
+
+
+@pytest.mark.parametrize("experiment", [softmax, arcface, l_softmax])
+def test_the_target_angle_is_that_of_embedding_and_prototype(experiment):
+    config, key = experiment.get_config(), jax.random.key(0)
+    made = objective.make(
+        config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=10
+    )
+    hyper, x = objective.hyper(config), jax.random.normal(key, (4, 3))
+    params, running = made.init(key, hyper)
+    _, (_, metrics) = jax.jit(made.loss)(
+        params, running, {"embedding": x}, jnp.arange(4), hyper, jnp.int32(0), key
+    )
+    w = np.asarray(objective.weights(params["prototypes"]), np.float64)[:4]
+    cos = np.sum(x * w, axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(w, axis=1)
+    expected = np.degrees(np.arccos(cos)).mean()
+    assert float(metrics["train/target_angle"]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("of_term", "used"), [(0, 2), (3, 3), (None, 2)])

@@ -10,6 +10,7 @@ import tiny_sweep
 from launch import together, units
 from marginface import metrics, sharding, train
 from marginface.checkpoint import Checkpoints, Preemption
+from marginface.evaluators.common import NotFiniteError
 from marginface.report import run_folder
 
 
@@ -194,6 +195,23 @@ def test_a_unit_that_diverges_stops_nobody(tmp_path):
     assert [state.kind for state in kinds] == ["done", "done", "diverged"]
     assert "not finite; no checkpoint was saved in" in kinds[-1].why
     assert not (many[-1].folder / "summary.json").exists()
+
+
+def test_a_unit_whose_embeddings_are_not_finite_diverges_and_stops_nobody(tmp_path, monkeypatch):
+    many = expand(tmp_path, seeds=1, weights=(0.0,), margins=(0.2, 0.3), steps=4)
+    whole, asked = train.Evaluators.run, []
+
+    def run(self, state):
+        asked.append(None)
+        if len(asked) == 2:  # the first is the untrained network, of both
+            raise NotFiniteError("the embedding of image 3 of 9 is not finite")
+        return whole(self, state)
+
+    monkeypatch.setattr(train.Evaluators, "run", run)
+    together.run(many)
+    first, second = (units.state(unit.folder) for unit in many)
+    assert (first.kind, second.kind) == ("diverged", "done")
+    assert "step 4: the embedding of image 3 of 9 is not finite; " in first.why
 
 
 def test_other_shapes_are_other_groups(tmp_path):

@@ -91,25 +91,52 @@ def test_sigterm_saves_exits_75_and_the_same_command_goes_on(whole, tmp_path, ca
     assert_same_run(workdir, whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "group"), [(signal.SIGHUP, False), (signal.SIGTERM, True)], ids=["hangup", "group"]
-)
-def test_a_lost_terminal_and_a_signal_to_the_workers_too_save_as_well(
-    number, group, tmp_path, cache
-):
-    """The workers that render the next batches end before us, where the signal is the group's."""
-    flags = [*SMALL, f"--workdir={tmp_path / 'run'}", f"--config.data.workers={2 * group}"]
-    process = start(*flags, cache=cache, own_group=True)
-    code, _, err = interrupt(process, 12, number, group)
+def saved_steps(workdir):
+    return {int(m.parent.name) for m in (workdir / "checkpoints").glob("*/manifest.json")}
+
+
+def test_a_lost_terminal_saves_as_well(tmp_path, cache):
+    workdir = tmp_path / "run"
+    process = start(*SMALL, f"--workdir={workdir}", cache=cache)
+    code, _, err = interrupt(process, 12, signal.SIGHUP)
     assert code == 75, err
     assert "Traceback" not in err
-    saved = (tmp_path / "run" / "checkpoints").glob("*/manifest.json")
-    assert max(int(manifest.parent.name) for manifest in saved) >= 12  # step 10's is a regular one
+    assert max(saved_steps(workdir)) >= 12  # that of step 10 is a regular one
+
+
+WORKERS_END_FIRST = """
+import os, signal, sys
+from marginface import main
+from marginface.data import pipeline
+
+whole, asked = pipeline.TrainIterator.__next__, []
+
+def following(self):
+    asked.append(None)
+    if len(asked) == 14:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("a worker ended")
+    return whole(self)
+
+pipeline.TrainIterator.__next__ = following
+sys.exit(main.run(sys.argv[1:]))
+"""
+
+
+def test_a_signal_that_ended_the_workers_first_saves_as_well(tmp_path, cache):
+    """A signal to the whole process group, while we wait for the batch of step 14."""
+    workdir = tmp_path / "run"
+    process = start(*SMALL, f"--workdir={workdir}", cache=cache, code=WORKERS_END_FIRST)
+    _, err = finish(process, code=75)
+    assert "Traceback" not in err
+    assert max(saved_steps(workdir)) == 13
 
 
 def test_eight_devices_then_four(tmp_path, cache):
     eight, four = tmp_path / "eight", tmp_path / "four"
+    before = set(cache.iterdir())
     run(*SMALL, f"--workdir={eight}", cache=cache, devices=8)
+    assert set(cache.iterdir()) == before  # the program would hang when it came from there
     copy_before(eight, four, 40)
     (four / "summary.json").unlink()
     run(*SMALL, f"--workdir={four}", cache=cache, devices=4)

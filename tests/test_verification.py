@@ -128,7 +128,7 @@ def test_degenerate_input(function):
         function(scores, np.array([True, True]))
     with pytest.raises(ValueError, match=r"^all 2 pairs are impostor .* needs genuine pairs$"):
         function(scores, np.array([False, False]))
-    with pytest.raises(ValueError, match=r"^1 of 2 scores are not finite$"):
+    with pytest.raises(common.NotFiniteError, match=r"^1 of 2 scores are not finite$"):
         function(np.array([0.1, np.nan]), np.array([True, False]))
 
 
@@ -222,7 +222,8 @@ def test_embeddings_refused():
     def embed(state, batch):
         return np.where(batch["label"][:, None] == 6, np.nan, batch["image"])
 
-    with pytest.raises(ValueError, match=r"^the embedding of image 6 of 10 is not finite"):
+    message = r"^the embedding of image 6 of 10 is not finite"
+    with pytest.raises(common.NotFiniteError, match=message):
         common.embed_all(embed, None, source, decode, 4)
     with pytest.raises(ValueError, match="no images to embed"):
         common.embed_all(embed, None, Source(np.zeros((0, 3))), decode, 4)

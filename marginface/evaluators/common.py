@@ -65,7 +65,7 @@ def embed_all(
         Embeddings [n, d] in the order of `source`.
 
     Raises:
-        NotFiniteError: if an embedding is not finite, naming the image's index.
+        NotFiniteError: an embedding is not finite; names the image's index.
         ValueError: on an empty source.
     """
     found = []

@@ -76,7 +76,8 @@ def roc(scores: Float[np.ndarray, "n"], same: Bool[np.ndarray, "n"]) -> Roc:
         same: [n], True for genuine pairs.
 
     Raises:
-        ValueError: if a score is not finite or all pairs are of one kind.
+        NotFiniteError: a score is not finite.
+        ValueError: all pairs are of one kind.
     """
     thresholds, genuine, impostor = _accepted(scores, same)
     return Roc(
@@ -134,7 +135,8 @@ def best_threshold(scores: Float[np.ndarray, "n"], same: Bool[np.ndarray, "n"]) 
     Of several equally accurate cuts the middle one is taken, in the order of the scores.
 
     Raises:
-        ValueError: if a score is not finite or all pairs are of one kind.
+        NotFiniteError: a score is not finite.
+        ValueError: all pairs are of one kind.
     """
     falling, genuine, impostor = _accepted(scores, same)
     right = np.append(0, genuine - impostor)  # correct decisions, up to a constant
@@ -254,7 +256,8 @@ class Evaluator:
         that it reports on. A FAR below one impostor pair is left out: it cannot be measured.
 
         Raises:
-            ValueError: if an embedding is not finite, or the pairs do not fit the protocol.
+            NotFiniteError: an embedding or a score is not finite.
+            ValueError: the pairs do not fit the protocol.
         """
         pairs = self.pairs
         embeddings = common.embed_all(

@@ -21,9 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 import marginface
-from marginface import config as configs
 from marginface import metrics
-from marginface.config import dotted
+from marginface.config import dotted, from_json
 from marginface.evaluators import grouping, verification
 from marginface.report import plots
 from marginface.report.plots import Picture
@@ -95,7 +94,7 @@ def claim(workdir: pathlib.Path, config_json: str, origin: Mapping[str, Any] | N
         return
     try:
         changed = differing(path, config_json)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ValueError(f"{path} is no config: choose another --workdir") from None
     if changed:
         more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -153,7 +152,7 @@ def differing(path: pathlib.Path, config_json: str) -> list[str]:
         path: a config.json.
         config_json: another config.
     """
-    old = dotted(configs.from_json(path.read_text(encoding="utf-8")))
+    old = dotted(from_json(path.read_text(encoding="utf-8")))
     new = dotted(json.loads(config_json))
     return [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
