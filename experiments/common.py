@@ -13,7 +13,7 @@ A variant stands behind the file name, e.g. experiments/arcface_regular.py:data=
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from marginface.config import nearest
 
@@ -86,7 +86,8 @@ def base(arg: str | None) -> ConfigDict:
             "similarity": "cosine",
             "scale": 32.0,
             "norm_as_scale": False,  # True: the scale is ‖x‖, as SphereFace has it
-            "chunk_size": 0,  # classes at a time; 0: all at once
+            "chunk_size": auto(),  # classes at a time, a number; 0: all at once
+            "precision": "auto",  # of the other classes' products; highest, tf32 or bfloat16
             "sample_rate": 1.0,  # part of the classes in each step's softmax (Partial FC)
         }
     )
@@ -195,7 +196,6 @@ def folder(config: ConfigDict, root: str) -> None:
         {"depth": 18, "width": 1.0, "dropout": 0.4, "dtype": "float32", "remat": False}
     )
     config.loss.scale = 64.0
-    config.loss.chunk_size = 2000  # powers of two share cache lines: 15 % slower
 
 
 def casia(config: ConfigDict, root: str) -> None:
@@ -254,11 +254,23 @@ def class_loss(config: ConfigDict, name: str, *, without: tuple[str, ...] = (), 
         del config.loss[key]
 
 
+def auto() -> FieldReference:
+    """A chunk_size: "auto" until it is given as a number."""
+    return FieldReference("auto", field_type=object)
+
+
 def pairs_only(arg: str | None) -> ConfigDict:
     """The variant's config without a loss over classes, four images of each person in a batch."""
     config = base(arg)
     config.loss = ConfigDict(
-        {"name": "", "kw": {}, "similarity": "cosine", "chunk_size": 0, "sample_rate": 1.0}
+        {
+            "name": "",
+            "kw": {},
+            "similarity": "cosine",
+            "chunk_size": auto(),
+            "precision": "auto",
+            "sample_rate": 1.0,
+        }
     )
     config.data.images_per_identity = 4
     return config
@@ -294,8 +306,6 @@ def exclusive(
     config: ConfigDict, arg: str | None, *, published: float = 1.0, ramp: str = ""
 ) -> None:
     """Adds Lr(W): weight 1, or that of RegularFace's code (and its ramp) on the full-size sets."""
-    config.regularizers.exclusive = ConfigDict(
-        {"weight": 1.0, "chunk_size": config.loss.chunk_size}
-    )
+    config.regularizers.exclusive = ConfigDict({"weight": 1.0, "chunk_size": auto()})
     if full_size(arg):
         config.regularizers.exclusive.update(weight=published, **({"ramp": ramp} if ramp else {}))

@@ -13,14 +13,14 @@ Expect: see results/losses_embedded.csv (:data=small).
 
 from ml_collections import ConfigDict
 
-from experiments import normface
+from experiments import common, normface
 
 
 def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = normface.get_config(arg)
     config.joint.intra = ConfigDict({"weight": 1.0})
-    config.joint.inter = ConfigDict({"weight": 1.0, "chunk_size": config.loss.chunk_size})
+    config.joint.inter = ConfigDict({"weight": 1.0, "chunk_size": common.auto()})
     return config
 
 

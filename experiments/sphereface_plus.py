@@ -13,15 +13,13 @@ Expect: see results/losses_embedded.csv (:data=small).
 
 from ml_collections import ConfigDict
 
-from experiments import asoftmax
+from experiments import asoftmax, common
 
 
 def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = asoftmax.get_config(arg)
-    config.joint.energy = ConfigDict(
-        {"weight": 1.0, "power": 2.0, "chunk_size": config.loss.chunk_size}
-    )
+    config.joint.energy = ConfigDict({"weight": 1.0, "power": 2.0, "chunk_size": common.auto()})
     return config
 
 

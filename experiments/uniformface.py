@@ -12,13 +12,13 @@ Expect: see results/losses_embedded.csv (:data=small).
 
 from ml_collections import ConfigDict
 
-from experiments import arcface
+from experiments import arcface, common
 
 
 def get_config(arg=None):
     """The config of the variant `arg`, see common."""
     config = arcface.get_config(arg)
-    config.regularizers.uniform = ConfigDict({"weight": 1.0, "chunk_size": config.loss.chunk_size})
+    config.regularizers.uniform = ConfigDict({"weight": 1.0, "chunk_size": common.auto()})
     return config
 
 

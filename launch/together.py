@@ -11,7 +11,6 @@ too: the plain command, or another backend, continues what this one began, and t
 import argparse
 import contextlib
 import json
-import pathlib
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -27,7 +26,7 @@ from launch import units as sweeps
 from launch.board import Board
 from launch.units import Unit
 from marginface import config as configs
-from marginface import metrics, objective, sharding, step, train
+from marginface import devices, metrics, objective, sharding, step, train
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.data import pipeline
 from marginface.evaluators.common import NotFiniteError
@@ -104,15 +103,15 @@ class _Group:
         )
         self.prepare = train.make_prepare(self.faces, self.mesh)
         self.untrained: dict[int, dict[str, float]] = {}  # by seed: no other number decides it
-        devices = len(jax.devices())
+        count = len(jax.devices())
         self.wide = jax.make_mesh(
-            (devices, 1),
+            (count, 1),
             (UNITS, sharding.AXIS),
             axis_types=(jax.sharding.AxisType.Auto,) * 2,
             devices=jax.devices(),
         )
         self.functions = train.make_steps(config, self.faces, None, self.total, make=step.functions)
-        wanted = -(-min(width or len(units), len(units)) // devices) * devices
+        wanted = -(-min(width or len(units), len(units)) // count) * count
         self.seeds = min(wanted, len({unit.config.seed for unit in units}))
         self.width, self.step = self._compile(wanted, bounded=not width)
 
@@ -138,16 +137,16 @@ class _Group:
 
     def _compile(self, width: int, bounded: bool) -> tuple[int, Any]:
         """(how many fit, the step for so many)."""
-        devices = self.wide.size
+        count = self.wide.size
         while True:
             compiled = self._step(width)
             memory = compiled.memory_analysis()
             need = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-            free = _SPARE * _free_memory(self.wide.devices.flat[0])
-            if not bounded or need <= free or width <= devices:
+            free = _SPARE * devices.free_memory(self.wide.devices.flat[0])
+            if not bounded or need <= free or width <= count:
                 return width, compiled
-            fitting = int(width * free / need) // devices * devices
-            width = max(devices, min(fitting, width - devices))
+            fitting = int(width * free / need) // count * count
+            width = max(count, min(fitting, width - count))
 
     def _step(self, width: int) -> Any:
         """(states, images [s, b, ...], labels [s, b], slot [u], hyper, seed [u]) → states, figures.
@@ -443,17 +442,3 @@ def _refuse(units: Sequence[Unit], error: Exception, board: Board) -> None:
         text = configs.to_json(unit.config)
         run_folder.record_stop(unit.folder, text, INPUT_ERROR, str(error))
         board.ended(unit)
-
-
-def _free_memory(device: jax.Device) -> float:
-    """Bytes that a device can still give; of the machine, for a CPU."""
-    if stats := device.memory_stats():
-        return float(stats["bytes_limit"] - stats["bytes_in_use"])
-    try:
-        for line in pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return 1024.0 * float(value.split()[0])
-    except OSError:
-        pass
-    return 4e9  # a system that does not say: what any machine has

@@ -8,7 +8,8 @@ each is dense, chunked, sharded, sampled and padded alike; with `axis_name`, cal
 jax.shard_map with embeddings and labels replicated and the classes sharded.
 
 Common arguments, not told again below: embeddings x [b, d] of any norm, labels y [b], the classes
-held here with rows [c, d], the scale s, chunk_size (classes at a time, None for all at once) and
+held here with rows [c, d], the scale s, chunk_size (classes at a time, None for all at once),
+precision (of the products with the other classes; the target's cosine is float32 always) and
 axis_name (the mesh axis over which the classes are sharded, if any). Every number may be a traced
 value. All return `ClassLoss`: per example, never a mean, NaN where nobody holds the label. A loss
 with running state takes it as `running` and returns its next value; how it starts says NAME_start.
@@ -37,7 +38,7 @@ from marginface.margins import (
     combined,
     identity,
 )
-from marginface.similarity import Rows, Similarity, cosine, dot, norm
+from marginface.similarity import Precision, Rows, Similarity, cosine, dot, norm
 from marginface.typing import Array, Float, Int, Number
 
 State = dict[str, Any]
@@ -76,6 +77,7 @@ def margin_softmax(
     smoothing: Number | None = None,
     focal: Number | None = None,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """Softmax cross-entropy with a margin on the true class: softplus(LSE − s·ψ(c)).
@@ -95,6 +97,7 @@ def margin_softmax(
             and ε/C for each other one, over the classes held. None leaves out the sum it needs.
         focal: γ of the focal variant (1 − p)^γ·loss, p the probability of the true class.
         chunk_size: classes visited at a time; None for all at once.
+        precision: of the products with the other classes, see similarity.product.
         axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
@@ -117,6 +120,7 @@ def margin_softmax(
         scale=scale,
         similarity=similarity,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
         with_sum=smoothing is not None,
     )
@@ -140,6 +144,7 @@ def large_margin_softmax(
     *,
     margin: Margin,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """L-Softmax: target ‖W_y‖‖x‖ψ(θ_y), others ‖W_j‖‖x‖cos θ_j.
@@ -164,6 +169,7 @@ def large_margin_softmax(
         scale=1.0,
         similarity=dot,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
     )
     loss = jax.nn.softplus(others.logsumexp - length * margin(cos))
@@ -177,6 +183,7 @@ def adaptive_margin_softmax(
     *,
     scale: Number,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """AdaM-Softmax: target s(cos θ_y − m_y) with a margin learned for each class, in [0, 1].
@@ -205,6 +212,7 @@ def adaptive_margin_softmax(
         margin=margin,
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
     )
 
@@ -216,6 +224,7 @@ def adacos(
     *,
     running: State,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """AdaCos: softmax over s_t·cos θ, whose scale follows the angles.
@@ -234,7 +243,7 @@ def adacos(
         Zhang et al., AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face
         Representations, 2019, eq. 8, 13, 15.
     """
-    walk: Any = {"chunk_size": chunk_size, "axis_name": axis_name}
+    walk: Any = {"chunk_size": chunk_size, "precision": precision, "axis_name": axis_name}
     x, rows = lax.stop_gradient((embeddings, classes.rows))
     still = Classes(rows, classes.ids)
     before = negatives(x, labels, still, scale=running["scale"], **walk).logsumexp
@@ -262,6 +271,7 @@ def curricularface(
     running: State,
     rate: Number = 0.01,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """CurricularFace: ArcFace's target; hard negatives weigh more as training goes on.
@@ -297,6 +307,7 @@ def curricularface(
         classes,
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
         reweight=harder,
         target=psi,
@@ -319,6 +330,7 @@ def mv_softmax(
     scale: Number,
     adaptive: bool = True,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """MV-Softmax: negatives that beat the target with its margin are raised.
@@ -351,6 +363,7 @@ def mv_softmax(
         classes,
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
         reweight=harder,
         target=psi,
@@ -369,6 +382,7 @@ def magface(
     lower: Number = 10.0,
     upper: Number = 110.0,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """MagFace: ArcFace whose margin grows with the embedding's norm a = clip(‖x‖, l_a, u_a).
@@ -401,6 +415,7 @@ def magface(
         margin=functools.partial(additive_angular, m=m),
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
     )
 
@@ -416,6 +431,7 @@ def adaface(
     concentration: Number = 0.333,
     rate: Number = 0.01,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """AdaFace: the norm tells an image's quality, and quality which kind of margin it gets.
@@ -452,6 +468,7 @@ def adaface(
         margin=functools.partial(combined, m1=1.0, m2=-m * z, m3=m * z + m),
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
     )
     return loss._replace(running={"mean": mean, "deviation": deviation})
@@ -474,6 +491,7 @@ def elasticface(
     target: str = "arc",
     plus: bool = False,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """ElasticFace: a margin drawn for each example, m_i ~ N(m, σ²).
@@ -517,6 +535,7 @@ def elasticface(
         margin=margin,
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
     )
 
@@ -529,6 +548,7 @@ def circle(
     m: Number,
     scale: Number,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """Circle loss with class labels: each similarity is pulled as strongly as it is wrong.
@@ -560,6 +580,7 @@ def circle(
         classes,
         scale=scale,
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
         reweight=paced,
     )
@@ -577,6 +598,7 @@ def sphereface2(
     balance: Number = 0.7,
     power: Number = 3.0,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """SphereFace2-C: C binary decisions for each example, summed.
@@ -608,7 +630,13 @@ def sphereface2(
 
     cos = target_similarity(embeddings, labels, classes, axis_name=axis_name)
     pushes, hardest = sum_negatives(
-        embeddings, labels, classes, push, chunk_size=chunk_size, axis_name=axis_name
+        embeddings,
+        labels,
+        classes,
+        push,
+        chunk_size=chunk_size,
+        precision=precision,
+        axis_name=axis_name,
     )
     pull = jax.nn.softplus(-scale * (g(cos) - m) - bias)
     return ClassLoss((balance * pull + (1 - balance) * pushes) / scale, cos, hardest)
@@ -650,6 +678,7 @@ def uniface(
     learned: State,
     balance: Number = 1.0,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> ClassLoss:
     """UniFace's unified cross-entropy: one learned threshold parts all true from all false pairs.
@@ -680,6 +709,7 @@ def uniface(
         classes,
         lambda c: jax.nn.softplus(scale * c - bias),
         chunk_size=chunk_size,
+        precision=precision,
         axis_name=axis_name,
     )
     pull = jax.nn.softplus(bias - scale * (cos - m))

@@ -10,8 +10,9 @@ With `axis_name`, call them inside jax.shard_map with embeddings and labels repl
 classes sharded; take gradients outside of it.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from marginface.similarity import Rows, Similarity, cosine
+from marginface.similarity import Precision, Rows, Similarity, cosine
 from marginface.typing import Array, Bool, Float, Int
 
 PAD = np.int32(np.iinfo(np.int32).max)  # the id of a row that stands for no class
@@ -153,6 +154,7 @@ def negatives(
     scale: ArrayLike = 64.0,
     similarity: Similarity = cosine,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
     reweight: Reweight | None = None,
     target: Float[Array, "b"] | None = None,
@@ -169,6 +171,7 @@ def negatives(
         scale: s, a scalar or one per example, [b].
         similarity: of embeddings and rows.
         chunk_size: classes visited at a time; None for all at once.
+        precision: of the products with the classes, see similarity.product.
         axis_name: the mesh axis over which the classes are sharded, if any.
         reweight: changes the similarities of the negatives, elementwise, given those [b, c] and
             `target` [b], before they are scaled and summed.
@@ -191,6 +194,8 @@ def negatives(
         logsumexp = _logsumexp(jnp.where(keep, logits, -jnp.inf), axis=1)
         return logsumexp, jnp.sum(jnp.where(keep, logits, 0.0), axis=1) if with_sum else None
 
+    if precision != "highest":
+        similarity = functools.partial(cast(Any, similarity), precision=precision)
     hardest, (logsumexps, sums) = _visit_negatives(
         reduce, embeddings, labels, classes, similarity, chunk_size, axis_name, (scale, target)
     )
@@ -206,6 +211,7 @@ def sum_negatives(
     *,
     similarity: Similarity = cosine,
     chunk_size: int | None = None,
+    precision: Precision = "highest",
     axis_name: str | None = None,
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
     """Σ_{j≠y_i} term(sim(x_i, W_j)) and max_{j≠y_i} sim(x_i, W_j): losses of one-class decisions.
@@ -217,6 +223,7 @@ def sum_negatives(
         term: elementwise.
         similarity: of embeddings and rows.
         chunk_size: classes visited at a time; None for all at once.
+        precision: of the products with the classes, see similarity.product.
         axis_name: the mesh axis over which the classes are sharded, if any.
 
     Returns:
@@ -231,6 +238,8 @@ def sum_negatives(
         values = term(jnp.where(keep, similarities, 0.0))
         return jnp.sum(jnp.where(keep, values, 0.0), axis=1)
 
+    if precision != "highest":
+        similarity = functools.partial(cast(Any, similarity), precision=precision)
     hardest, sums = _visit_negatives(
         reduce, embeddings, labels, classes, similarity, chunk_size, axis_name, ()
     )

@@ -114,7 +114,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> None:
         old = known[key]
         if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if old is not None and type(value) is not type(old):
+        of_two_types = key.endswith(".chunk_size")  # a number or "auto", as check sees
+        if old is not None and type(value) is not type(old) and not of_two_types:
             raise ValueError(
                 f"config.{key}={value!r} is {type(value).__name__}, not {type(old).__name__}"
             )
@@ -139,7 +140,6 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.embedding_dim": (1, _MANY),
     "model.kw.dropout": (0.0, 0.99),
     "model.kw.width": (0.001, 1000.0),
-    "loss.chunk_size": (0, _MANY),
     "optimizer.learning_rate": (0.0, math.inf),
     "optimizer.weight_decay": (0.0, math.inf),
     "optimizer.clip_norm": (0.0, math.inf),
@@ -160,8 +160,11 @@ def check(config: Config) -> None:
             above = f" to {most}" if most < _MANY else " or more"
             raise ValueError(f"config.{key}={flat[key]}: give {least}{above}")
     for key, value in flat.items():
-        if key.endswith(".chunk_size") and not (isinstance(value, int) and value >= 0):
-            raise ValueError(f"config.{key}={value!r}: give a number of classes, 0 for all at once")
+        known = value == "auto" or (type(value) is int and 0 <= value <= _MANY)
+        if key.endswith(".chunk_size") and not known:
+            raise ValueError(
+                f"config.{key}={value!r}: give a number of classes, 0 for all at once, or 'auto'"
+            )
     boundaries = flat.get("schedule.boundaries", ())
     if not all(isinstance(b, int | float) and 0 <= b <= 1 for b in boundaries):
         raise ValueError(
@@ -249,6 +252,8 @@ def from_text(config: Config, texts: Mapping[str, str]) -> dict[str, Any]:
         if key not in known:
             raise ValueError(f"config has no key {key!r}; {nearest(key, known)}")
         kind = type(known[key])
+        if key.endswith(".chunk_size"):
+            kind = str if text == "auto" else int
         try:
             if kind is bool:
                 values[key] = {"true": True, "1": True, "false": False, "0": False}[text.lower()]

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from marginface import (
     class_losses,
     class_softmax,
+    devices,
     groups,
     joint_losses,
     margins,
@@ -114,6 +115,36 @@ def weights(prototypes: Any) -> Float[Array, "c *k d"]:
     return getattr(prototypes, "weight", prototypes)
 
 
+def walk(config: Config, num_classes: int, mesh: Mesh | None) -> dict[str, Any]:
+    """How the losses over classes walk: {"chunk_size", "precision"} on the devices of the mesh.
+
+    Raises:
+      ValueError: an unknown precision.
+    """
+    held, device = _held(num_classes, mesh)
+    examples = config.batch_size // config.optimizer.accumulate
+    wanted = config.loss.get("precision", "auto")  # which a config of an earlier version may lack
+    return {
+        "chunk_size": devices.chunk_size(
+            config.loss.chunk_size, examples=examples, classes=held, device=device
+        ),
+        "precision": devices.precision(wanted, device),
+    }
+
+
+def chunk_size_between(config: Config, num_classes: int, mesh: Mesh | None) -> int | None:
+    """Classes at a time where classes are compared with each other, unless a term has its own."""
+    held, device = _held(num_classes, mesh)
+    return devices.chunk_size_between(config.loss.chunk_size, classes=held, device=device)
+
+
+def _held(num_classes: int, mesh: Mesh | None) -> tuple[int, jax.Device]:
+    """How many classes a device holds, and one of the devices."""
+    if mesh is None:
+        return sharding.padded_rows(num_classes, 1), jax.devices()[0]
+    return sharding.padded_rows(num_classes, mesh.size) // mesh.size, mesh.devices.flat[0]
+
+
 def one_row_a_class(config: Config) -> bool:
     """Whether there are prototypes, one for each class, so that Sep_i and Lr(W) have a meaning."""
     return bool(config.loss.name) and config.loss.similarity != "subcenter_cosine"
@@ -159,22 +190,23 @@ def make(
     """
     loss, axis = config.loss, sharding.AXIS
     similarity = getattr(similarities, _known(loss.similarity, _SIMILARITIES, "loss.similarity"))
-    devices = mesh.size if mesh else 1
-    rows = sharding.padded_rows(num_classes, devices)
+    shards = mesh.size if mesh else 1
+    rows = sharding.padded_rows(num_classes, shards)
     fixed: dict[str, Any] = {
         "num_classes": num_classes,
         "rows": rows,
         "embedding_dim": embedding_dim,
     }
-    fixed |= {"similarity": similarity, "axis_name": axis, "chunk_size": loss.chunk_size or None}
+    fixed |= {"similarity": similarity, "axis_name": axis, **walk(config, num_classes, mesh)}
     fixed |= {"sample_rate": loss.sample_rate, "num_groups": config.model.kw.get("num_groups", 0)}
     class_loss = _class_loss(config) if loss.name else None
     margin_of = None
     if loss.name and (margin := loss.get("margin", "")):
         margin_of = find_function(margins, margin, "loss.margin", but_not=("detach", "anneal"))
         check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
+    between = chunk_size_between(config, num_classes, mesh)
     terms = [
-        _term(config, section, name, kw)
+        _term(config, section, name, kw, between)
         for section in MODULES
         for name, kw in config[section].items()
     ]
@@ -211,7 +243,7 @@ def make(
 
     def over_classes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
         if loss.sample_rate < 1:
-            num = max(1, round(loss.sample_rate * rows / devices))
+            num = max(1, round(loss.sample_rate * rows / shards))
             key = jax.random.fold_in(there_is["key"], 1)
             sample = class_softmax.sample_classes(
                 key, there_is["labels"], there_is["classes"], num, axis_name=axis
@@ -350,17 +382,19 @@ def _class_loss(config: Config) -> _Term:
     for key in ("scale", "margin"):
         if key in takes and takes[key].default is inspect.Parameter.empty and key not in loss:
             raise ValueError(f"loss.{key} is missing: {loss.name} needs it")
-    given = {"margin", "scale", "similarity", "num_classes", "chunk_size", "axis_name"}
-    given |= {"learned", "running", "key"}
+    given = {"margin", "scale", "similarity", "num_classes", "chunk_size", "precision"}
+    given |= {"axis_name", "learned", "running", "key"}
     check_arguments(function, loss.kw, "loss.kw", given)
     return _Term("loss", loss.name, function, _rest(loss.kw), "constant")
 
 
-def _term(config: Config, section: str, name: str, kw: Config) -> _Term:
+def _term(config: Config, section: str, name: str, kw: Config, between: int | None) -> _Term:
+    """`between` is chunk_size_between, for a term that has no chunk_size of its own."""
     key = f"{section}.{name}"
     endings = ("_start", "_learned", "_score", "_features", "_counts", "collapse")
     function = find_function(MODULES[section], name, section, but_not=endings)
     given = {"num_classes", "axis_name", "learned", "running", "key", "classes", "group_logits"}
+    given |= {"precision"}
     own = {k: v for k, v in kw.items() if k not in ("weight", *_RAMP)}
     check_arguments(function, own, key, given)
     if "weight" not in kw:
@@ -377,8 +411,8 @@ def _term(config: Config, section: str, name: str, kw: Config) -> _Term:
     if shape == "inverse_anneal" and not config.loss.get("anneal"):
         raise ValueError(f"{key}.ramp='inverse_anneal' follows loss.anneal, which is not given")
     static = _rest(own)
-    if not static.get("chunk_size"):  # 0, as none: that of the loss over classes
-        static.pop("chunk_size", None)
+    if static.get("chunk_size", "auto") in ("auto", 0):  # 0, as none: as the loss over classes
+        static["chunk_size"] = between
     return _Term(section, name, function, static, shape)
 
 

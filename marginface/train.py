@@ -343,7 +343,7 @@ def make_evaluators(
         geometry.Evaluator(
             lambda state: objective.weights(state["params"]["prototypes"]),
             num_classes=faces.num_classes,
-            chunk_size=config.loss.chunk_size or None,
+            chunk_size=objective.chunk_size_between(config, faces.num_classes, mesh),
             mesh=mesh,
         )
         for _ in range(objective.one_row_a_class(config))

@@ -177,7 +177,7 @@ def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
         need.append(device)
         return 0.0  # nothing fits: the least is one unit a device
 
-    monkeypatch.setattr(together, "_free_memory", free)
+    monkeypatch.setattr(together.devices, "free_memory", free)
     together.run(many)
     assert need
     assert {units.state(unit.folder).kind for unit in many} == {"done"}

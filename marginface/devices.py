@@ -1,0 +1,103 @@
+"""What a device is, and which settings of the walk over classes suit it."""
+
+import pathlib
+
+import jax
+
+from marginface.similarity import PRECISIONS, Precision
+
+_UNKNOWN = 4e9  # a system that does not say how much memory it has: what any machine has
+# Copies of the [b, c] logits that the gradient of a walk all at once keeps; measured.
+_DENSE_COPIES = 4
+_CPU_TILE = 2**20  # logits of a chunk on CPU: its cores' caches hold them
+_ACCELERATOR_TILE = 2**23
+
+
+def memory(device: jax.Device) -> float:
+    """Bytes that programs may take of a device; of the whole machine, for a CPU."""
+    if stats := device.memory_stats():
+        return float(stats["bytes_limit"])
+    return _meminfo("MemTotal")
+
+
+def free_memory(device: jax.Device) -> float:
+    """Bytes that a device can still give; of the whole machine, for a CPU."""
+    if stats := device.memory_stats():
+        return float(stats["bytes_limit"] - stats["bytes_in_use"])
+    return _meminfo("MemAvailable")
+
+
+def precision(wanted: str, device: jax.Device) -> Precision:
+    """What loss.precision means on a device.
+
+    "auto" is the cheapest whose relative error of the gradient stays below 1e-3, as measured in
+    docs/precision.md: TF32 on GPUs that have it (Ampere and newer) and on TPUs, else float32.
+
+    Raises:
+        ValueError: neither "auto" nor one of similarity.PRECISIONS.
+    """
+    if wanted == "auto":
+        rounds = device.platform == "tpu" or _has_tf32(device)
+        return "tf32" if rounds else "highest"
+    for known in PRECISIONS:
+        if wanted == known:
+            return known
+    known = ", ".join(("auto", *PRECISIONS))
+    raise ValueError(f"loss.precision={wanted!r} is unknown; known: {known}")
+
+
+def chunk_size(wanted: int | str, *, examples: int, classes: int, device: jax.Device) -> int | None:
+    """What loss.chunk_size means: classes at a time, None for all at once.
+
+    All at once takes three products in place of four, so "auto" does that where the logits are
+    small beside the device's memory; else it takes chunks whose logits stay in caches.
+
+    Args:
+        wanted: "auto", 0 for all at once, or a number.
+        examples: b, those of the whole batch: every device compares them all with its classes.
+        classes: those held by one device.
+        device: one that computes.
+    """
+    if wanted != "auto":
+        return int(wanted) or None
+    shared = jax.local_device_count() if device.platform == "cpu" else 1
+    if _DENSE_COPIES * 4 * examples * classes <= memory(device) / shared / 16:
+        return None
+    return _rounded(_tile(device) / examples, classes)
+
+
+def chunk_size_between(wanted: int | str, *, classes: int, device: jax.Device) -> int | None:
+    """The same where classes are compared with each other, so many with so many at a time."""
+    if wanted != "auto":
+        return int(wanted) or None
+    return _rounded(_tile(device) ** 0.5, classes)
+
+
+def _tile(device: jax.Device) -> int:
+    return _CPU_TILE if device.platform == "cpu" else _ACCELERATOR_TILE
+
+
+def _rounded(size: float, classes: int) -> int | None:
+    """A multiple of 256 near `size`, None where it is no less than all classes."""
+    size = max(256, round(size / 256) * 256)
+    return size if size < classes else None
+
+
+def _has_tf32(device: jax.Device) -> bool:
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; of AMD's GPUs a name
+    return (
+        device.platform == "gpu"
+        and capability.split(".")[0].isdigit()
+        and (int(capability.split(".")[0]) >= 8)
+    )
+
+
+def _meminfo(field: str) -> float:
+    try:
+        for line in pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return 1024.0 * float(value.split()[0])
+    except OSError:
+        pass
+    return _UNKNOWN
