@@ -9,7 +9,7 @@ from marginface.similarity import PRECISIONS, Precision
 _UNKNOWN = 4e9  # a system that does not say how much memory it has: what any machine has
 # Copies of the [b, c] logits that the gradient of a walk all at once keeps; measured.
 _DENSE_COPIES = 4
-_CPU_TILE = 2**20  # logits of a chunk on CPU: its cores' caches hold them
+_CPU_TILE = 3 * 2**18  # logits of a chunk on CPU: caches hold them; a power of two shares lines
 _ACCELERATOR_TILE = 2**23
 
 

@@ -5,16 +5,17 @@ formed: chunk_size bounds the tile of pairs that stands in memory, in both direc
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from marginface.class_softmax import PAD, Classes, _walk, find, sum_negatives, vary
 from marginface.margins import _angle
-from marginface.similarity import cosine, normalize
+from marginface.similarity import Precision, cosine, normalize
 from marginface.typing import Array, Float, Int
 
 # Of two directions closer than 0.0045 rad float32 no longer knows the angle; θ^−2 must stay finite.
@@ -24,18 +25,27 @@ Potential = Callable[[Float[Array, "m n"]], Float[Array, "m n"]]  # of cosines, 
 
 
 def exclusive(
-    classes: Classes, *, chunk_size: int | None = None, axis_name: str | None = None
+    classes: Classes,
+    *,
+    chunk_size: int | None = None,
+    precision: Precision = "highest",
+    axis_name: str | None = None,
 ) -> Float[Array, "c"]:
     """Sep_i = max_{j≠i} cos(W_i, W_j), the cosine to the nearest other class.
 
     Lr(W) = (1/C) Σ_i Sep_i is the mean over the real classes. The nearest class is searched without
-    derivative, chunk by chunk; only the C found pairs are differentiated, at both ends.
+    derivative, chunk by chunk; only the C found pairs are differentiated, at both ends. A tile of
+    cosines serves both of its sides, so the search takes C²/2 of them.
 
     Args:
         classes: the prototypes held here, rows [c, d].
         chunk_size: classes compared at a time, on either side; None for all at once.
+        precision: of the search's products, see similarity.product; the cosines of the pairs that
+            it finds are float32 always. Rounding may take another class for the nearest, whose
+            cosine is less by no more than the products are wrong.
         axis_name: the mesh axis over which the classes are sharded, if any: every block of
-            prototypes then travels twice around the ring of devices, to search and to gather.
+            prototypes then travels half around the ring of devices to search, and once around to
+            gather.
 
     Returns:
         Sep per held row; 0, without gradient, for padding and where there is no other class.
@@ -50,18 +60,9 @@ def exclusive(
     c = ids.shape[0]
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; give a positive number or None")
-    size = min(chunk_size or c, c)
-
-    def search(best: Any, block: Classes) -> Any:
-        def one(args: Any) -> Any:
-            return _nearest(*args, block, size)
-
-        return lax.map(one, (lax.stop_gradient(rows), ids, *best), batch_size=size)
-
-    nothing = jnp.full(c, -jnp.inf), jnp.full(c, PAD)
-    _, partner_ids = _around(
-        search, vary(nothing, axis_name), lax.stop_gradient(classes), axis_name
-    )
+    partner_ids = _search(
+        lax.stop_gradient(classes), min(chunk_size or c, c), precision, axis_name
+    ).ids
 
     def gather(partners: Array, block: Classes) -> Array:
         at, held = find(block.ids, partner_ids)
@@ -186,26 +187,92 @@ def _others(classes: Classes, axis_name: str | None) -> Int[Array, ""]:
     return jnp.maximum(count - 1, 1)
 
 
-def _nearest(
-    row: Array, row_id: Array, best: Array, best_id: Array, block: Classes, size: int
-) -> tuple[Array, Array]:
-    """The best of what is known and of a block, for one row: (cosine, class id)."""
-    c = block.ids.shape[0]
+class _Nearest(NamedTuple):
+    """The nearest other class found so far for each of c rows: its cosine and id, PAD if none."""
 
-    def step(carry: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
-        # The last chunk overlaps the one before if need be; a maximum may see a class twice.
-        start = jnp.minimum(first, c - size)
-        keys, ids = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), block)
-        others = (ids != row_id) & (ids != PAD)
-        cosines = jnp.where(others, cosine(row[None], keys)[0], -jnp.inf)
-        at = jnp.argmax(cosines)
-        better = cosines[at] > carry[0]
-        return (
-            jnp.where(better, cosines[at], carry[0]),
-            jnp.where(better, ids[at], carry[1]),
-        ), None
+    cosines: Array
+    ids: Array
 
-    return lax.scan(step, (best, best_id), jnp.arange(0, c, size))[0]
+    def merge(self, other: "_Nearest") -> "_Nearest":
+        """The better of two; of two equally near the one with the smaller id."""
+        equal = (other.cosines == self.cosines) & (other.ids < self.ids)
+        better = (other.cosines > self.cosines) | equal
+        return jax.tree.map(lambda mine, theirs: jnp.where(better, theirs, mine), self, other)
+
+    def merge_at(self, start: Array, part: "_Nearest") -> "_Nearest":
+        """The better of the two for the rows from `start` on."""
+        size = part.ids.shape[0]
+        own = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), self)
+        return jax.tree.map(
+            lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0),
+            self,
+            own.merge(part),
+        )
+
+
+def _search(classes: Classes, size: int, precision: Precision, axis_name: str | None) -> _Nearest:
+    """The nearest other class of each held row, by tiles of size × size cosines.
+
+    On a ring of n devices each block of classes visits n/2 of them and brings home what it found
+    there; what it did for its hosts stays with them. So all pairs of devices have met.
+    """
+    c = classes.ids.shape[0]
+    nothing = vary(_Nearest(jnp.full(c, -jnp.inf), jnp.full(c, PAD)), axis_name)
+    starts = np.minimum(np.arange(0, c, size), c - size)  # the last chunk overlaps if need be
+    own = starts[np.stack(np.triu_indices(len(starts)), axis=1)]
+    above, below = _meet((nothing, nothing), classes, classes, own, size, precision)
+    best = above.merge(below)
+    if axis_name is None or (devices := lax.axis_size(axis_name)) == 1:
+        return best
+    turns = devices // 2
+    every = starts[np.indices((len(starts),) * 2).reshape(2, -1).T]
+
+    def pass_on(tree: Any, steps: int) -> Any:
+        ring = [(device, (device + steps) % devices) for device in range(devices)]
+        return lax.ppermute(tree, axis_name, ring)
+
+    def turn(state: tuple, _: None) -> tuple[tuple, None]:
+        best, guest, found = state
+        guest, found = pass_on((guest, found), 1)
+        best, found = _meet((best, found), classes, guest, every, size, precision)
+        return (best, guest, found), None
+
+    best, _, found = lax.scan(turn, (best, classes, nothing), length=turns)[0]
+    return best.merge(pass_on(found, -turns))
+
+
+def _meet(
+    known: tuple[_Nearest, _Nearest],
+    own: Classes,
+    others: Classes,
+    tiles: np.ndarray,
+    size: int,
+    precision: Precision,
+) -> tuple[_Nearest, _Nearest]:
+    """The nearest to own and to other classes, after a look at the tiles [n, 2]: their corners."""
+
+    def part(classes: Classes, start: Array) -> Classes:
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), classes)
+
+    def nearest(cosines: Array, ids: Array, axis: int) -> _Nearest:
+        top = jnp.max(cosines, axis=axis)
+        ids = jnp.expand_dims(ids, 1 - axis)
+        at_top = cosines == jnp.expand_dims(top, axis)
+        # Faster than argmax, whose pairs of numbers are compared one by one.
+        found = jnp.min(jnp.where(at_top, ids, PAD), axis=axis)
+        return _Nearest(top, jnp.where(jnp.isneginf(top), PAD, found))
+
+    def look(known: tuple[_Nearest, _Nearest], tile: Array) -> tuple:
+        mine, theirs = known
+        a, b = part(own, tile[0]), part(others, tile[1])
+        cosines = cosine(a.rows, b.rows, precision=precision)
+        pairs = (a.ids[:, None] != b.ids) & (a.ids[:, None] != PAD) & (b.ids != PAD)
+        cosines = jnp.where(pairs, cosines, -jnp.inf)
+        mine = mine.merge_at(tile[0], nearest(cosines, b.ids, 1))
+        theirs = theirs.merge_at(tile[1], nearest(cosines, a.ids, 0))
+        return (mine, theirs), None
+
+    return lax.scan(look, known, jnp.asarray(tiles, jnp.int32))[0]
 
 
 def _around(

@@ -201,6 +201,51 @@ def test_the_gradient_reaches_both_ends_across_shards(sharded, mesh8):
     np.testing.assert_array_equal(np.flatnonzero(np.abs(grad).sum(axis=1)), [1, 28])
 
 
+@pytest.mark.parametrize("devices", [2, 3, 5, 6])
+def test_exclusive_is_the_same_on_any_number_of_devices(devices):
+    """Blocks of classes meet half around the ring: an odd one, an even one, every pair once."""
+    mesh = jax.make_mesh(
+        (devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+    w, weights = prototypes()
+    rows = jnp.concatenate([jnp.asarray(w, jnp.float32), jnp.ones((1, D))])
+    f = partial(weighted, mesh=mesh, chunk_size=2)
+    grad, values = jax.jit(jax.grad(f, has_aux=True))(rows, jnp.asarray(weights, jnp.float32))
+    wanted, wanted_grad = textbook("exclusive")
+    assert oracles.relative_error(values[:C], wanted) < 1e-5
+    assert oracles.relative_error(grad[:C], wanted_grad) < 1e-5
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_of_equally_near_classes_the_first_is_taken(sharded, chunk_size, mesh8):
+    """In every layout, so that the gradient is one."""
+    rows = jnp.tile(jnp.eye(D)[:2], (PADDED // 2, 1))[:C]
+    rows = jnp.concatenate([rows, jnp.zeros((PADDED - C, D))])
+    only = jnp.zeros(C).at[20].set(1.0)  # equal to 0, 2, 4, ...: its partner is 0
+    rows = rows.at[20].set(2 * rows[20] + 0.01 * jnp.eye(D)[3])
+    f = partial(weighted, chunk_size=chunk_size, mesh=mesh8 if sharded else None)
+    grad, _ = jax.jit(jax.grad(f, has_aux=True))(rows, only)
+    np.testing.assert_array_equal(np.flatnonzero(np.abs(grad).sum(axis=1)), [0, 20])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_rounded_search_finds_a_pair_as_near_within_its_rounding(precision, sharded, mesh8):
+    w, weights = prototypes()
+    rows = jnp.concatenate([jnp.asarray(w, jnp.float32), jnp.ones((PADDED - C, D))])
+    ours = partial(exclusive, precision=precision)
+    f = partial(weighted, ours=ours, chunk_size=3, mesh=mesh8 if sharded else None)
+    _, values = jax.jit(jax.grad(f, has_aux=True))(rows, jnp.asarray(weights, jnp.float32))
+    wanted, _ = textbook("exclusive")
+    short = wanted - values[:C]
+    assert short.min() > -1e-6  # what is found is a cosine of float32
+    assert short.max() < {"tf32": 2**-10, "bfloat16": 2**-7}[precision]
+
+
 def test_equals_pytorch_metric_learning():
     torch = pytest.importorskip("torch", reason="the `peers` extra is not installed")
     peers = pytest.importorskip(
