@@ -1,5 +1,5 @@
 """Runs every benchmark: python -m benchmarks [--quick]."""
 
-from benchmarks import class_softmax, common, sweep, train_step
+from benchmarks import class_softmax, common, exclusive, sweep, train_step
 
-common.main([class_softmax.BENCHMARK, train_step.BENCHMARK], [sweep.measure])
+common.main([class_softmax.BENCHMARK, exclusive.BENCHMARK, train_step.BENCHMARK], [sweep.measure])

@@ -7,10 +7,13 @@ import jax
 from marginface.similarity import PRECISIONS, Precision
 
 _UNKNOWN = 4e9  # a system that does not say how much memory it has: what any machine has
-# Copies of the [b, c] logits that the gradient of a walk all at once keeps; measured.
-_DENSE_COPIES = 4
-_CPU_TILE = 3 * 2**18  # logits of a chunk on CPU: caches hold them; a power of two shares lines
-_ACCELERATOR_TILE = 2**23
+_DENSE_COPIES = 2  # of the [b, c] logits, in the gradient of a walk all at once
+# Logits of a chunk: on CPU cores' caches hold them, and the walk's memory stays below a twentieth
+# of that of 100,000 classes at once with b = 512.
+_TILE = {"cpu": 640 * 512}
+_EDGE = {"cpu": 768}  # classes compared with as many others
+_ACCELERATOR_TILE, _ACCELERATOR_EDGE = 2**23, 2048
+_MULTIPLE = 128
 
 
 def memory(device: jax.Device) -> float:
@@ -63,23 +66,19 @@ def chunk_size(wanted: int | str, *, examples: int, classes: int, device: jax.De
     shared = jax.local_device_count() if device.platform == "cpu" else 1
     if _DENSE_COPIES * 4 * examples * classes <= memory(device) / shared / 16:
         return None
-    return _rounded(_tile(device) / examples, classes)
+    return _rounded(_TILE.get(device.platform, _ACCELERATOR_TILE) // examples, classes)
 
 
 def chunk_size_between(wanted: int | str, *, classes: int, device: jax.Device) -> int | None:
     """The same where classes are compared with each other, so many with so many at a time."""
     if wanted != "auto":
         return int(wanted) or None
-    return _rounded(_tile(device) ** 0.5, classes)
+    return _rounded(_EDGE.get(device.platform, _ACCELERATOR_EDGE), classes)
 
 
-def _tile(device: jax.Device) -> int:
-    return _CPU_TILE if device.platform == "cpu" else _ACCELERATOR_TILE
-
-
-def _rounded(size: float, classes: int) -> int | None:
-    """A multiple of 256 near `size`, None where it is no less than all classes."""
-    size = max(256, round(size / 256) * 256)
+def _rounded(size: int, classes: int) -> int | None:
+    """A multiple of 128 near `size`, None where it is no less than all classes."""
+    size = max(_MULTIPLE, round(size / _MULTIPLE) * _MULTIPLE)
     return size if size < classes else None
 
 

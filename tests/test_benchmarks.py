@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import class_softmax, common
+from benchmarks import class_softmax, common, exclusive
 
 CASE = {"batch": 6, "dim": 256, "classes": 40, "chunk_size": 16}
 
@@ -20,6 +20,14 @@ def test_contenders_agree_on_the_loss():
         step = build(CASE)
         assert step() == pytest.approx(want, rel=1e-4)
         assert step() == pytest.approx(want, rel=1e-4)  # nothing accumulates
+
+
+def test_contenders_agree_on_lr():
+    pytest.importorskip("torch")
+    pytest.importorskip("pytorch_metric_learning")
+    case = {"dim": 8, "classes": 40}
+    want = exclusive.ours(case)()
+    assert exclusive.metric_learning(case)() == pytest.approx(want, rel=1e-4)
 
 
 def test_interleave_takes_turns():

@@ -384,7 +384,7 @@ def test_a_chunk_size_that_is_not_positive_is_refused():
 
 
 def test_chunks_take_at_most_five_percent_of_the_dense_memory():
-    """Compiled only: b = 512, C = 131,072, d = 512, and a chunk_size that does not divide C."""
+    """Compiled only: b = 512, C = 100,000, d = 512, and the chunks that auto takes on a CPU."""
 
     def mean(x, w, y, chunk_size):
         margin = partial(margins.additive_angular, m=0.5)
@@ -394,10 +394,10 @@ def test_chunks_take_at_most_five_percent_of_the_dense_memory():
     def temporary(chunk_size):
         shapes = [
             jax.ShapeDtypeStruct((512, 512), jnp.float32),
-            jax.ShapeDtypeStruct((131072, 512), jnp.float32),
+            jax.ShapeDtypeStruct((100_000, 512), jnp.float32),
             jax.ShapeDtypeStruct((512,), jnp.int32),
         ]
         step = jax.jit(jax.grad(partial(mean, chunk_size=chunk_size), (0, 1)))
         return step.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(1000) <= 0.05 * temporary(None)
+    assert temporary(640) <= 0.05 * temporary(None)
