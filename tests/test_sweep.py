@@ -200,10 +200,10 @@ time.sleep(60)
     found[1].folder.parent.mkdir(parents=True)
     found[1].folder.write_text("a file where a folder must go")
 
-    def start(unit, attempt, start=local._start):
+    def start(unit, *rest, start=local._start):
         while unit is found[1] and not (found[0].folder / "begun").exists():
             time.sleep(0.05)
-        return start(unit, attempt)
+        return start(unit, *rest)
 
     monkeypatch.setattr(local, "_start", start)
     with pytest.raises(OSError, match="exists"):
