@@ -31,8 +31,30 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
     """Runs the units as the options say; they have ended when it returns True."""
     if options.jobs < 1 or options.retries < 0:
         raise ValueError(f"--jobs {options.jobs} --retries {options.retries}: give 1 and 0 or more")
+    _find_devices()
     run(units, jobs=options.jobs, retries=options.retries)
     return True
+
+
+def _find_devices() -> None:
+    """Finds what the environment asks for, in a process that ends and so leaves the card free.
+
+    Raises:
+        ValueError: it is not there; no unit could do more than say so.
+    """
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not os.environ.get(
+        "CUDA_VISIBLE_DEVICES"
+    ):
+        return
+    program = (
+        "from marginface import runtime\n"
+        "try: runtime.find_devices()\n"
+        "except ValueError as error: raise SystemExit(f'\\n{error}')"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError((done.stderr.strip().splitlines() or ["JAX finds no device"])[-1])
 
 
 def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:

@@ -208,7 +208,8 @@ class _Run:
         meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
         config = unit.config
         if restored is None:
-            state = group.alone.init(jnp.int32(config.seed), objective.hyper(config))
+            numbers = jnp.int32(config.seed), objective.hyper(config)
+            state = group.alone.init(*sharding.put_everywhere(group.mesh, numbers))
         else:
             _, state, meta = restored
             if meta["data"] != group.faces.fingerprint:

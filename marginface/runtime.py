@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Generator, Iterable
+from typing import Any
 
 # XLA's CPU backend hands single convolutions to a library path that is slow on several threads:
 # IResNet-18 trained at 0.45 of PyTorch's speed. benchmarks/results.csv has what this flag gives.
@@ -22,6 +23,8 @@ CACHE_BYTES = 2 * 2**30
 # Of what compiles faster, a thousand programs are a second; a file each would cost as much.
 WORTH_KEEPING_SECONDS = 0.1
 _CACHE_WARNING = r"Error (reading|writing) persistent compilation cache entry for '(.*?)'"
+
+_NO_DEVICE = "no supported devices|NO_DEVICE|INVALID_DEVICE"
 
 OUT_OF_MEMORY = (
     "the device has too little memory (RESOURCE_EXHAUSTED): take a smaller batch_size, or parts of "
@@ -94,7 +97,7 @@ def find_devices() -> None:
     """
     import jax  # here, so that tune_cpu can come before it
 
-    asked = jax.config.jax_platforms or ""
+    asked = os.environ.get("JAX_PLATFORMS", "")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     plugins = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
     jax_logger = logging.getLogger("jax._src.xla_bridge")
@@ -106,7 +109,7 @@ def find_devices() -> None:
         if "cuda" in asked.split(",") or "gpu" in asked.split(","):
             if not plugins:
                 why = "this JAX knows no GPU: pip install 'marginface[cuda13]'"
-            elif visible is not None:
+            elif visible is not None and (not why or re.search(_NO_DEVICE, why)):
                 why = f"CUDA_VISIBLE_DEVICES={visible} leaves no GPU{f' ({why})' if why else ''}"
             else:
                 why = why or "no NVIDIA GPU on this machine"
@@ -158,7 +161,9 @@ def keep_compiled() -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     asked = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
-    if any(name in os.environ for name in asked) or jax.config.jax_compilation_cache_dir:
+    if any(name in os.environ for name in asked):
+        return
+    if getattr(jax.config, "jax_compilation_cache_dir", None):  # a second call
         return
     try:
         folder = cache_folder()
@@ -217,15 +222,15 @@ def _mend(folder: pathlib.Path) -> None:
     """
     show = warnings.showwarning
 
-    def shown(message, category, filename, lineno, file=None, line=None) -> None:
+    def shown(message: Any, *rest: Any, **more: Any) -> None:
         if not (found := re.match(_CACHE_WARNING, str(message))):
-            show(message, category, filename, lineno, file, line)
+            show(message, *rest, **more)
         elif found[1] == "reading":
             for path in folder.glob(f"{glob.escape(found[2])}-*"):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    warnings.showwarning = shown
+    warnings.showwarning = shown  # ty: ignore[invalid-assignment]
 
 
 @contextlib.contextmanager
