@@ -28,6 +28,7 @@ _WHOLE = ("conv_general_dilated", "dot_general", "ragged_dot_general", "sort", "
 _WHOLE += ("gather", "scatter", "scatter-add", "reduce_window_max", "select_and_scatter_add")
 _SMALLER = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "argmax", "argmin", "psum")
 _SAME = ("transpose", "reshape", "squeeze", "expand_dims", "copy", "sharding_constraint")
+_SAME += ("stop_gradient", "pvary", "broadcast_in_dim")
 
 
 class Footprint(NamedTuple):

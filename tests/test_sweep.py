@@ -161,7 +161,7 @@ def test_a_card_that_is_not_there_stops_a_sweep_before_its_units(
 ):
     scripted(DONE)
     monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
-    with pytest.raises(ValueError, match="JAX_PLATFORMS=nonsense: .*known backends"):
+    with pytest.raises(ValueError, match=r"JAX_PLATFORMS=nonsense: .*known backends"):
         sweep.run(arguments(experiment, tmp_path))
     assert not list(tmp_path.rglob("times"))
 
