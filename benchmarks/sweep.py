@@ -16,6 +16,7 @@ import time
 
 from benchmarks import common
 from launch import units
+from marginface import runtime
 
 EXPERIMENT = "benchmarks/tiny.py"
 PEERS = {
@@ -36,7 +37,7 @@ def seconds(backend: str, environment: dict[str, str]) -> float:
         done = subprocess.run(
             [*command, "--backend", backend, "--runs", runs],
             cwd=common.ROOT,
-            env=os.environ | environment,
+            env=os.environ | _empty_cache(runs) | environment,
             capture_output=True,
             text=True,
         )
@@ -46,6 +47,14 @@ def seconds(backend: str, environment: dict[str, str]) -> float:
             f"--backend {backend} ended with {done.returncode}: {done.stderr[-500:]}"
         )
     return passed
+
+
+def _empty_cache(folder: str) -> dict[str, str]:
+    """What was compiled before a sweep began must not help it."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder, "compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(runtime.WORTH_KEEPING_SECONDS),
+    }
 
 
 def measure(*, quick: bool) -> list[dict[str, str]]:

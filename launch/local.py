@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from launch.board import Board
 from launch.units import Unit
-from marginface import main
+from marginface import main, runtime
 
 
 class _Process(NamedTuple):
@@ -31,8 +31,30 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
     """Runs the units as the options say; they have ended when it returns True."""
     if options.jobs < 1 or options.retries < 0:
         raise ValueError(f"--jobs {options.jobs} --retries {options.retries}: give 1 and 0 or more")
+    _find_devices()
     run(units, jobs=options.jobs, retries=options.retries)
     return True
+
+
+def _find_devices() -> None:
+    """Finds what the environment asks for, in a process that ends and so leaves the card free.
+
+    Raises:
+        ValueError: it is not there; no unit could do more than say so.
+    """
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not os.environ.get(
+        "CUDA_VISIBLE_DEVICES"
+    ):
+        return
+    program = (
+        "from marginface import runtime\n"
+        "try: runtime.find_devices()\n"
+        "except ValueError as error: raise SystemExit(f'\\n{error}')"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError((done.stderr.strip().splitlines() or ["JAX finds no device"])[-1])
 
 
 def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
@@ -44,7 +66,7 @@ def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
 
     Args:
         units: those to run.
-        jobs: how many at a time; they share the machine's cores.
+        jobs: how many at a time; they share the machine's cores, and its card.
         retries: how often a unit may be started again.
 
     Raises:
@@ -53,10 +75,11 @@ def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
     waiting = [(unit, 1) for unit in units]
     running: list[_Process] = []
     board = Board(units)
+    environment = os.environ | (runtime.share_gpu() if jobs > 1 else {})
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(*waiting.pop(0)))
+                running.append(_start(*waiting.pop(0), environment))
                 board.started(running[-1].unit)
             ended = [p for p in running if p.process.poll() is not None]
             for one in ended:
@@ -80,12 +103,9 @@ def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
         board.close()
 
 
-def _start(unit: Unit, attempt: int) -> _Process:
+def _start(unit: Unit, attempt: int, environment: Mapping[str, str]) -> _Process:
     unit.folder.mkdir(parents=True, exist_ok=True)
     log = (unit.folder / "log.txt").open("a", encoding="utf-8")
-    # Units differ in numbers, which are traced: what one has compiled serves the next.
-    cache = unit.folder.parent / ".compiled"
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache.resolve())} | dict(os.environ)
     process = subprocess.Popen(
         unit.command(sys.executable),
         stdin=subprocess.DEVNULL,

@@ -505,4 +505,5 @@ def main() -> None:
 if __name__ == "__main__":
     runtime.restart_with_huge_pages()
     runtime.tune_cpu()
+    runtime.tune_gpu()
     main()

@@ -26,7 +26,7 @@ from launch import units as sweeps
 from launch.board import Board
 from launch.units import Unit
 from marginface import config as configs
-from marginface import devices, metrics, objective, sharding, step, train
+from marginface import devices, metrics, objective, runtime, sharding, step, train
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.data import pipeline
 from marginface.evaluators.common import NotFiniteError
@@ -49,6 +49,7 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
     """Trains the units, group by group; they have ended when it returns True."""
     if options.width < 0:
         raise ValueError(f"--width {options.width}: give 0 (as many as fit) or more")
+    runtime.start()
     run(units, width=options.width)
     return True
 
@@ -67,7 +68,8 @@ def run(units: Sequence[Unit], *, width: int = 0) -> None:
     try:
         for group in groups(units):
             try:
-                _Group(group, width).run(board)
+                with runtime.one_line_errors():
+                    _Group(group, width).run(board)
             except (ValueError, OSError) as error:  # its data or config: the others go on
                 ended = ("done", "diverged")
                 _refuse(
@@ -206,7 +208,8 @@ class _Run:
         meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
         config = unit.config
         if restored is None:
-            state = group.alone.init(jnp.int32(config.seed), objective.hyper(config))
+            numbers = jnp.int32(config.seed), objective.hyper(config)
+            state = group.alone.init(*sharding.put_everywhere(group.mesh, numbers))
         else:
             _, state, meta = restored
             if meta["data"] != group.faces.fingerprint:

@@ -43,7 +43,8 @@ def run(argv: Sequence[str]) -> None:
     if out.is_dir() or not out.parent.is_dir():  # now, not when all images are embedded
         raise ValueError(f"--out={out}: give a file in a folder that exists")
     runtime.tune_cpu()
-    runtime.keep_out_of_the_cache()
+    runtime.tune_gpu()
+    runtime.start()
     from marginface import metrics, subcenters  # after tune_cpu: JAX reads the flags once
     from marginface.data import cleaned
 

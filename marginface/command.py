@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from marginface import config as configs
+from marginface import runtime
 
 DONE, INPUT_ERROR, RUN_AGAIN = 0, 2, 75
 
@@ -45,13 +46,15 @@ class Parser(argparse.ArgumentParser):
 def main(run: Callable[[Sequence[str]], int | None], name: str) -> NoReturn:
     """Calls `run` with the command line and leaves with its exit code (none: 0).
 
-    SIGTERM and a lost terminal arrive as KeyboardInterrupt; it ends with 75, a ValueError or
-    OSError with 2, both with one line that begins with `name`.
+    SIGTERM and a lost terminal arrive as KeyboardInterrupt; it ends with 75, a ValueError, an
+    OSError or a device's lack of memory with 2, all with one line that begins with `name`.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        sys.exit(run(sys.argv[1:]) or DONE)
+        with runtime.one_line_errors():
+            code = run(sys.argv[1:]) or DONE
+        sys.exit(code)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command continues", file=sys.stderr, flush=True)
         sys.exit(RUN_AGAIN)

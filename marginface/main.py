@@ -75,6 +75,7 @@ def run(argv: Sequence[str]) -> int:
     configs.override(config, changes)
     configs.check(config)
     runtime.tune_cpu()
+    runtime.tune_gpu()
     import jax  # after tune_cpu: its backend reads the flags once
 
     from marginface import train
@@ -86,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
         jax.distributed.initialize()
     elif options.coordinator:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    runtime.keep_out_of_the_cache()
+    runtime.start()
     workdir = options.workdir or default_workdir(options.config, overrides)
     file, variant = configs.parts(options.config)
     origin = {
@@ -105,9 +106,10 @@ def run(argv: Sequence[str]) -> int:
         # Before the loop listens and after it nothing is lost by leaving: the same command goes on.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(RUN_AGAIN))
     try:
-        finished = train.train(
-            config, workdir, origin=origin, allow_changed_data=options.allow_changed_data
-        )
+        with runtime.one_line_errors():
+            finished = train.train(
+                config, workdir, origin=origin, allow_changed_data=options.allow_changed_data
+            )
     except train.DivergedError as error:
         stopped(DIVERGED, str(error))
         _leave(str(error), DIVERGED)

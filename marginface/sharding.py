@@ -47,6 +47,17 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(state))
 
 
+def put_everywhere(mesh: Mesh, tree: Any) -> Any:
+    """The same numbers in every process → arrays on every device."""
+    replicated = NamedSharding(mesh, P())
+
+    def put(leaf: Any) -> Array:
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, replicated, lambda index: value[index])
+
+    return jax.tree.map(put, tree)
+
+
 def put_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, Array]:
     """This process's rows of the global batch → arrays split over the mesh."""
     sharding = NamedSharding(mesh, P(AXIS))

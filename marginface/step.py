@@ -114,6 +114,7 @@ def functions(
         hint = nearest(optimizer.name, optim.OPTIMIZERS)
         raise ValueError(f"optimizer.name={optimizer.name!r} is unknown; {hint}")
 
+    @jax.jit  # traced once, for shapes and for values
     def init(seed: Int[Array, ""], hyper: Hyper) -> State:
         network_key, prototypes_key = jax.random.split(jax.random.key(seed))
         variables = model.init(network_key, jnp.zeros((2, *image_shape)), train=False)
@@ -229,11 +230,12 @@ def functions(
     def embed(state: State, images: Array) -> Float[Array, "b n"]:
         variables = {"params": state["params"]["network"], "batch_stats": state["stats"]}
 
-        def chosen(images: Array) -> Array:
+        @jax.jit  # traced once, for both
+        def chosen(variables: Any, images: Array) -> Array:
             found = models.outputs(model.apply(variables, images, train=False))
             return jnp.concatenate([found[name] for name in outputs], axis=1)
 
-        return 0.5 * (chosen(images) + chosen(images[:, :, ::-1]))
+        return 0.5 * (chosen(variables, images) + chosen(variables, images[:, :, ::-1]))
 
     like = jax.eval_shape(init, jnp.zeros((), jnp.int32), hyper_of(config))
     return Step(init, train, embed, like)

@@ -5,6 +5,7 @@ data → model → objective → step → evaluators → restore → loop → re
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marginface import config as configs
-from marginface import data, groups, metrics, models, objective, pair_losses, sharding, step
+from marginface import (
+    data,
+    footprint,
+    groups,
+    metrics,
+    models,
+    objective,
+    pair_losses,
+    sharding,
+    step,
+)
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.config import Config
 from marginface.data import Faces, Pairs, cleaned, held_out, pipeline
@@ -70,7 +81,10 @@ def train(
 
     # --- model, objective, step --------------------------------------------------------------
     steps = make_steps(config, faces, mesh, total)
-    hyper, seed = objective.hyper(config), jnp.int32(config.seed)
+    numbers = objective.hyper(config), jnp.int32(config.seed)
+    hyper, seed = sharding.put_everywhere(mesh, numbers)  # once: no step waits for them
+    if first_process:
+        print("\n".join(describe(config, faces, steps, mesh, hyper, seed)), flush=True)
 
     # --- evaluators ------------------------------------------------------------------------
     evaluators = make_evaluators(config, faces, test_sets, steps, mesh)
@@ -294,6 +308,22 @@ def make_steps(
     )
 
 
+def describe(
+    config: Config, faces: Faces, steps: step.Step, mesh: jax.sharding.Mesh, hyper: Any, seed: Any
+) -> list[str]:
+    """The devices, and what the run will need of their memory."""
+    need = footprint.of_step(
+        steps,
+        mesh=mesh,
+        batch_size=config.batch_size,
+        image_shape=image_shape_of(faces),
+        hyper=hyper,
+        seed=seed,
+    )
+    walk = objective.walk(config, faces.num_classes, mesh) if config.loss.name else None
+    return footprint.describe(need, mesh=mesh, walk=walk)
+
+
 def make_model(config: Config) -> Any:
     """The network that config.model names, its arguments checked."""
     module = configs.find_module(models, config.model.name, "Model", "model.name")
@@ -378,13 +408,16 @@ def make_score(config: Config) -> verification.Score | None:
 
 
 def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:
-    """A jitted function: batch → images, labels, number of unreadable images skipped."""
-    by_batch = NamedSharding(mesh, P(sharding.AXIS))
+    """A function: batch → images, labels, number of unreadable images skipped."""
+    to_images = _on_device(faces.to_images, mesh)
+    count = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
+    return lambda batch: (to_images(batch), batch["label"], count(batch["unreadable"]))
 
-    def prepare(batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        return faces.to_images(batch), batch["label"], jnp.sum(batch["unreadable"])
 
-    return jax.jit(prepare, out_shardings=(by_batch, by_batch, NamedSharding(mesh, P())))
+@functools.lru_cache(maxsize=16)
+def _on_device(to_images: Callable[..., Any], mesh: jax.sharding.Mesh) -> Any:
+    """to_images jitted; training and test images that are made alike share the program."""
+    return jax.jit(to_images, out_shardings=NamedSharding(mesh, P(sharding.AXIS)))
 
 
 def image_shape_of(faces: Faces) -> tuple[int, int, int]:
@@ -399,8 +432,7 @@ def image_shape_of(faces: Faces) -> tuple[int, int, int]:
 
 def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:
     """(state, batch of records, the same in every process) → embeddings [b, d]."""
-    by_batch = NamedSharding(mesh, P(sharding.AXIS))
-    to_images = jax.jit(pairs.to_images, out_shardings=by_batch)
+    to_images = _on_device(pairs.to_images, mesh)
 
     def embed(state: step.State, batch: dict[str, np.ndarray]) -> np.ndarray:
         return np.asarray(steps.embed(state, to_images(sharding.put_global_batch(mesh, batch))))

@@ -10,6 +10,8 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {COMPILE_QUICKLY}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Given, so no command takes the user's cache folder; which folder a test takes is its own affair.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "true")
 runtime.tune_cpu()
 
 from jaxtyping import install_import_hook  # noqa: E402

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import class_softmax, common, exclusive
+from benchmarks import class_softmax, common, exclusive, startup
 
 CASE = {"batch": 6, "dim": 256, "classes": 40, "chunk_size": 16}
 
@@ -113,3 +113,23 @@ def test_results_have_the_columns():
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == common.COLUMNS
     assert all(len(row) == len(rows[0]) for row in rows)
+
+
+def test_the_start_is_measured_with_an_empty_cache_and_again(monkeypatch):
+    seen = []
+
+    def run(experiment, folder, flags):
+        seen.append((folder, list(folder.iterdir())))
+        (folder / "kept").write_text("")
+        return startup.Seconds(10.0 + len(seen), 5.0 + len(seen))
+
+    monkeypatch.setattr(startup, "until_first_step", run)
+    first, second = startup.measure(3)
+    assert (first, second) == (startup.Seconds(13.0, 8.0), startup.Seconds(14.0, 9.0))
+    assert [len(files) for _, files in seen] == [0, 1] * 3
+    assert len({folder for folder, _ in seen}) == 3
+
+
+def test_a_start_that_fails_is_no_measurement(tmp_path):
+    with pytest.raises(RuntimeError, match="ended with 2: marginface: .*arcfase"):
+        startup.until_first_step("experiments/arcfase.py", tmp_path)

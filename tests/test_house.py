@@ -8,7 +8,7 @@ import sys
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
 CORE = (
     *("margins", "similarity", "class_softmax", "class_losses", "joint_losses", "pair_losses"),
-    *("regularizers", "groups", "objective", "optim", "sharding", "step", "runtime"),
+    *("regularizers", "groups", "objective", "optim", "sharding", "step", "runtime", "footprint"),
     *("models.sphereface", "models.iresnet", "models.group_head", "data.synthetic"),
 )
 MAY_KNOW_CONFIGS = {"main.py", "command.py", "clean.py", "train.py", "config.py"}

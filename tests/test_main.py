@@ -3,6 +3,7 @@
 import io
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from commands import SMALL
@@ -220,6 +221,15 @@ def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch)
     configs.override(config, configs.from_text(config, changes))
     with pytest.raises(train.DivergedError, match="step 0: the embedding of image 3 of 9 is not f"):
         train.train(config, tmp_path / "run")
+
+
+def test_too_little_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(train, "train", full)
+    line = message([EXPERIMENT, f"--workdir={tmp_path / 'run'}"], capsys, monkeypatch)
+    assert "batch_size" in line
 
 
 def test_divergence_has_its_own_type():

@@ -216,3 +216,21 @@ def test_accumulation_would_part_pairs_and_is_refused(one):
             image_shape=(SIZE, SIZE, 3),
             total_steps=STEPS,
         )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_step_waits_for_no_copy_and_donates_what_it_is_given(devices):
+    """A donated buffer that cannot be used, or a number that is copied, would be an error here."""
+    mesh = sharding.make_mesh(devices)
+    made, hyper = make(mesh)
+    hyper, seed = sharding.put_everywhere(mesh, (hyper, jnp.int32(3)))
+    state = made.init(seed, hyper)
+    images, labels = next(batches())
+    with jax.transfer_guard("disallow"):
+        batch = sharding.put_batch(mesh, {"images": images, "labels": labels})
+        given = jax.tree.leaves(state)
+        state, _ = made.train(state, batch["images"], batch["labels"], hyper, seed)
+        state, _ = made.train(state, batch["images"], batch["labels"], hyper, seed)
+    assert all(leaf.is_deleted() for leaf in given)
+    with pytest.raises(Exception, match="Disallowed"), jax.transfer_guard("disallow"):
+        made.train(state, images, labels, hyper, seed)  # the guard sees what is not placed

@@ -139,6 +139,33 @@ if len((folder / "times").read_text()) < {}: os.kill(os.getpid(), signal.SIGKILL
     assert units.state(other.folder).kind == "failed"
 
 
+@pytest.mark.parametrize(("jobs", "expected"), [(1, "None"), (2, "false")])
+def test_units_side_by_side_leave_the_card_to_each_other(
+    jobs, expected, experiment, tmp_path, scripted, monkeypatch
+):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    scripted(
+        DONE
+        + """
+import os
+(folder / "card").write_text(str(os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")))
+"""
+    )
+    found = units.expand(experiment, root=tmp_path / "runs")[:2]
+    local.run(found, jobs=jobs)
+    assert {(unit.folder / "card").read_text() for unit in found} == {expected}
+
+
+def test_a_card_that_is_not_there_stops_a_sweep_before_its_units(
+    experiment, tmp_path, scripted, monkeypatch
+):
+    scripted(DONE)
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    with pytest.raises(ValueError, match=r"JAX_PLATFORMS=nonsense: .*known backends"):
+        sweep.run(arguments(experiment, tmp_path))
+    assert not list(tmp_path.rglob("times"))
+
+
 def test_an_interrupt_lets_the_running_units_save(experiment, tmp_path, scripted, monkeypatch):
     scripted("""
 import signal, sys, time
@@ -200,10 +227,10 @@ time.sleep(60)
     found[1].folder.parent.mkdir(parents=True)
     found[1].folder.write_text("a file where a folder must go")
 
-    def start(unit, attempt, start=local._start):
+    def start(unit, *rest, start=local._start):
         while unit is found[1] and not (found[0].folder / "begun").exists():
             time.sleep(0.05)
-        return start(unit, attempt)
+        return start(unit, *rest)
 
     monkeypatch.setattr(local, "_start", start)
     with pytest.raises(OSError, match="exists"):

@@ -11,12 +11,12 @@ from launch import together, units
 from marginface import metrics, sharding, train
 from marginface.checkpoint import Checkpoints, Preemption
 from marginface.evaluators.common import NotFiniteError
-from marginface.report import run_folder
+from marginface.report import plots
 
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(run_folder.plots, "draw", lambda *_, **__: [])
+    monkeypatch.setattr(plots, "draw", lambda *_, **__: [])
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,6 @@ import marginface
 from marginface import metrics
 from marginface.config import dotted, from_json
 from marginface.evaluators import grouping, verification
-from marginface.report import plots
-from marginface.report.plots import Picture
 
 Summary = dict[str, Any]
 
@@ -188,6 +186,8 @@ def report(
         separability: Sep_i of every class, if there are prototypes.
         groupings: evaluators of latent groups, if there are groups.
     """
+    from marginface.report import plots  # here: Matplotlib's import is a tenth of a run's start
+
     config_json = (workdir / "config.json").read_text(encoding="utf-8")
     records = metrics.read_lines(workdir / "metrics.jsonl")
     training = [record for record in records if "loss/total" in record]
@@ -305,7 +305,7 @@ def write_page(
     title: str,
     command: str | None = None,
     config: Mapping[str, Any],
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[tuple[pathlib.Path, str]] = (),
 ) -> None:
     """Writes <workdir>/summary.md: what was run, the table, the pictures, every setting.
 
@@ -315,7 +315,7 @@ def write_page(
         title: the experiment's name.
         command: what to type to run it again, if known.
         config: nested; shown with dotted keys.
-        pictures: drawn files below workdir, embedded by relative path.
+        pictures: drawn files below workdir, embedded by relative path, and their captions.
     """
     header, *rows = _rows(summary)
     seconds = round(summary["time/wall_s"])
@@ -342,9 +342,9 @@ def write_page(
     ]
     if pictures:
         lines += ["## Pictures", ""]
-    for picture in pictures:
-        relative = picture.path.relative_to(workdir).as_posix()
-        lines += [f"![{picture.path.stem}]({relative})", "", picture.caption, ""]
+    for path, caption in pictures:
+        relative = path.relative_to(workdir).as_posix()
+        lines += [f"![{path.stem}]({relative})", "", caption, ""]
     settings = [f"{k} = {v}" for k, v in sorted(dotted(config).items())]
     lines += ["## Settings", "", "```text", *settings, "```", ""]
     metrics.write_atomically(workdir / "summary.md", "\n".join(lines))
