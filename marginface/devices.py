@@ -15,14 +15,16 @@ _ACCELERATOR_TILE = 2**23
 
 def memory(device: jax.Device) -> float:
     """Bytes that programs may take of a device; of the whole machine, for a CPU."""
-    if stats := device.memory_stats():
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:  # which not every allocator of a GPU knows
         return float(stats["bytes_limit"])
     return _meminfo("MemTotal")
 
 
 def free_memory(device: jax.Device) -> float:
     """Bytes that a device can still give; of the whole machine, for a CPU."""
-    if stats := device.memory_stats():
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
         return float(stats["bytes_limit"] - stats["bytes_in_use"])
     return _meminfo("MemAvailable")
 
