@@ -62,7 +62,6 @@ CHUNK = 2048
 FAMILY = 10  # prototypes of a family are each other's nearest
 
 Array = np.ndarray
-Loss = Callable[..., jax.Array]
 
 
 class Problem(NamedTuple):
@@ -123,9 +122,9 @@ def at_random(rng: np.random.Generator, b: int, c: int, d: int) -> Problem:
 
 def untrained(rng: np.random.Generator, b: int, c: int, d: int) -> Problem:
     """The same, with embeddings close together, as a network gives them before it learns."""
-    _, x, labels, w = at_random(rng, b, c, d)
-    common_part = rng.standard_normal(d, dtype=np.float32)
-    return Problem("random, embeddings alike", np.float32(3) * common_part + x, labels, w)
+    problem = at_random(rng, b, c, d)
+    shared = np.float32(3) * rng.standard_normal(d, dtype=np.float32)
+    return problem._replace(name="random, embeddings alike", x=shared + problem.x)
 
 
 def as_trained(rng: np.random.Generator, b: int, c: int, d: int) -> Problem:
@@ -294,19 +293,24 @@ WAYS: dict[str, dict[str, Any]] = {  # what is compared: arguments of margin_sof
 }
 
 
-def ours(problem: Problem, **way: Any) -> tuple[Any, Any, Any]:
+def ours(problem: Problem, way: str) -> tuple[Any, Any, Any]:
     """The mean loss and its gradients by the walk."""
     labels = jnp.asarray(problem.labels, jnp.int32)
+    step = _step(way)
+    loss, (x, w) = step(jnp.asarray(problem.x), jnp.asarray(problem.w), labels, problem.scale)
+    return float(loss), np.asarray(x), np.asarray(w)
 
+
+@functools.cache
+def _step(way: str) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
-    def mean(x: jax.Array, w: jax.Array) -> jax.Array:
+    def mean(x: jax.Array, w: jax.Array, labels: jax.Array, scale: jax.Array) -> jax.Array:
         margin = functools.partial(margins.additive_angular, m=MARGIN)
-        kw: Any = {"margin": margin, "scale": problem.scale, "chunk_size": CHUNK, **way}
+        kw: Any = {"margin": margin, "scale": scale, "chunk_size": CHUNK, **WAYS[way]}
         return class_losses.margin_softmax(x, labels, all_classes(w, len(w)), **kw).loss.mean()
 
-    loss, (x, w) = mean(jnp.asarray(problem.x), jnp.asarray(problem.w))
-    return float(loss), np.asarray(x), np.asarray(w)
+    return mean
 
 
 def errors(got: tuple[Any, Any, Any], want: Exact, chunk: int = 8192) -> Errors:
@@ -387,8 +391,8 @@ def measure(problem: Problem) -> Measured:
     name = f"{problem.name}, {c:,} classes, d = {d}, s = {problem.scale:.0f}"
     want, found = exact(problem), {}
     say(f"{name}: loss {want.loss:.3f}, angle {want.angle:.1f}, Sep {want.sep:.3f}")
-    for way, kw in WAYS.items():
-        found[way] = errors(ours(problem, **kw), want)
+    for way in WAYS:
+        found[way] = errors(ours(problem, way), want)
         say(f"{name}, {way}: {' '.join(map(number, found[way]))}")
     return Measured(problem.name, c, b, d, problem.scale, want.angle, want.sep, want.loss, found)
 
