@@ -49,7 +49,7 @@ RECIPE = (
 )
 MARGIN = 0.5
 LIMIT = 1e-3  # of a gradient's relative error
-USUAL_DIM, USUAL_SCALE = 256, 64.0  # from here, and up to here, auto takes TF32
+USUAL_DIM, USUAL_SCALE = 512, 64.0  # from here, and up to here, auto takes TF32
 SIZES = (  # classes, examples, embedding's length, scale, draws
     (10_000, 512, 512, 64.0, 8),
     (100_000, 512, 512, 64.0, 2),
@@ -60,7 +60,7 @@ SIZES = (  # classes, examples, embedding's length, scale, draws
     (10_000, 512, 32, 64.0, 8),
     (10_000, 512, 512, 256.0, 8),
 )
-SMOKE_SIZES = ((60, 8, 256, 64.0, 2),)
+SMOKE_SIZES = ((60, 8, 512, 64.0, 2),)
 CHUNK = 2048
 FAMILY = 10  # prototypes of a family are each other's nearest
 

@@ -9,6 +9,7 @@ from marginface.similarity import PRECISIONS, Precision
 _UNKNOWN = 4e9  # a system that does not say how much memory it has: what any machine has
 # Copies of the [b, c] logits that the gradient of a walk all at once keeps; measured.
 _DENSE_COPIES = 4
+_TF32_DIM = 512  # shorter embeddings may lose more than 1e-3 of a gradient; docs/precision.md
 _CPU_TILE = 2**20  # logits of a chunk on CPU: its cores' caches hold them
 _ACCELERATOR_TILE = 2**23
 
@@ -29,18 +30,26 @@ def free_memory(device: jax.Device) -> float:
     return _meminfo("MemAvailable")
 
 
-def precision(wanted: str, device: jax.Device) -> Precision:
+def precision(wanted: str, device: jax.Device, *, dim: int = 512) -> Precision:
     """What loss.precision means on a device.
 
     "auto" is the cheapest whose relative error of the gradient stays below 1e-3, as measured in
-    docs/precision.md: TF32 on GPUs that have it (Ampere and newer) and on TPUs, else float32.
+    docs/precision.md: on TPUs "tf32", which are three bfloat16 products there; TF32 on GPUs that
+    have it (Ampere and newer) if embeddings have 512 numbers or more, as shorter ones average less
+    of the rounding out; else float32.
+
+    Args:
+        wanted: "auto", or a name from similarity.PRECISIONS.
+        device: one that computes.
+        dim: d, the length of the embeddings.
 
     Raises:
         ValueError: neither "auto" nor one of similarity.PRECISIONS.
     """
     if wanted == "auto":
-        rounds = device.platform == "tpu" or _has_tf32(device)
-        return "tf32" if rounds else "highest"
+        if device.platform == "tpu" or (_has_tf32(device) and dim >= _TF32_DIM):
+            return "tf32"
+        return "highest"
     for known in PRECISIONS:
         if wanted == known:
             return known

@@ -128,7 +128,7 @@ def walk(config: Config, num_classes: int, mesh: Mesh | None) -> dict[str, Any]:
         "chunk_size": devices.chunk_size(
             config.loss.chunk_size, examples=examples, classes=held, device=device
         ),
-        "precision": devices.precision(wanted, device),
+        "precision": devices.precision(wanted, device, dim=config.model.embedding_dim),
     }
 
 

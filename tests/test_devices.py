@@ -23,22 +23,24 @@ def device(platform="cpu", capability=None, memory=None):
 
 
 @pytest.mark.parametrize(
-    ("platform", "capability", "wanted"),
+    ("platform", "capability", "long", "short"),
     [
-        ("cpu", None, "highest"),
-        ("tpu", None, "tf32"),
-        ("gpu", "7.5", "highest"),  # Turing has no TF32
-        ("gpu", "8.0", "tf32"),
-        ("gpu", "9.0", "tf32"),
-        ("gpu", "10.0", "tf32"),
-        ("gpu", "gfx942", "highest"),
-        ("gpu", "gfx90a", "highest"),
-        ("gpu", None, "highest"),
+        ("cpu", None, "highest", "highest"),
+        ("tpu", None, "tf32", "tf32"),
+        ("gpu", "7.5", "highest", "highest"),  # Turing has no TF32
+        ("gpu", "8.0", "tf32", "highest"),
+        ("gpu", "9.0", "tf32", "highest"),
+        ("gpu", "10.0", "tf32", "highest"),
+        ("gpu", "gfx942", "highest", "highest"),
+        ("gpu", "gfx90a", "highest", "highest"),
+        ("gpu", None, "highest", "highest"),
     ],
 )
-def test_auto_takes_what_a_device_has(platform, capability, wanted):
+def test_auto_takes_what_a_device_has_and_the_embeddings_bear(platform, capability, long, short):
     found = device(platform, capability)
-    assert devices.precision("auto", found) == wanted
+    assert devices.precision("auto", found) == long
+    assert devices.precision("auto", found, dim=512) == long
+    assert devices.precision("auto", found, dim=511) == short
     for known in ("highest", "tf32", "bfloat16"):  # what is asked for is taken
         assert devices.precision(known, found) == known
 
@@ -113,8 +115,10 @@ def test_a_walk_asks_a_device_of_its_own_process():
     theirs.memory_stats.side_effect = RuntimeError("only of addressable devices")
     mesh = mock.Mock(spec=jax.sharding.Mesh, size=2, local_devices=[ours])
     mesh.devices = np.array([theirs, ours])
-    config = arcface.get_config()
+    config = arcface.get_config("dim=512")
     assert objective.walk(config, 512, mesh) == {"chunk_size": None, "precision": "tf32"}
+    short = arcface.get_config("dim=256")
+    assert objective.walk(short, 512, mesh) == {"chunk_size": None, "precision": "highest"}
     assert objective.chunk_size_between(config, 512, mesh) is None
 
 
