@@ -119,7 +119,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{key}={value!r} is {type(value).__name__}, not {type(old).__name__}"
             )
-        with config.unlocked():
+        with config.unlocked(), config.ignore_type():  # the types are checked above
             parent = config
             *path, last = key.split(".")
             for part in path:

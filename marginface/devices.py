@@ -7,6 +7,7 @@ import jax
 from marginface.similarity import PRECISIONS, Precision
 
 _UNKNOWN = 4e9  # a system that does not say how much memory it has: what any machine has
+_TF32_DIM = 512  # shorter embeddings may lose more than 1e-3 of a gradient; docs/precision.md
 _DENSE_COPIES = 2  # of the [b, c] logits, in the gradient of a walk all at once
 # Logits of a chunk: on CPU cores' caches hold them, and the walk's memory stays below a twentieth
 # of that of 100,000 classes at once with b = 512.
@@ -18,30 +19,40 @@ _MULTIPLE = 128
 
 def memory(device: jax.Device) -> float:
     """Bytes that programs may take of a device; of the whole machine, for a CPU."""
-    if stats := device.memory_stats():
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:  # which not every allocator of a GPU knows
         return float(stats["bytes_limit"])
     return _meminfo("MemTotal")
 
 
 def free_memory(device: jax.Device) -> float:
     """Bytes that a device can still give; of the whole machine, for a CPU."""
-    if stats := device.memory_stats():
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
         return float(stats["bytes_limit"] - stats["bytes_in_use"])
     return _meminfo("MemAvailable")
 
 
-def precision(wanted: str, device: jax.Device) -> Precision:
+def precision(wanted: str, device: jax.Device, *, dim: int = 512) -> Precision:
     """What loss.precision means on a device.
 
     "auto" is the cheapest whose relative error of the gradient stays below 1e-3, as measured in
-    docs/precision.md: TF32 on GPUs that have it (Ampere and newer) and on TPUs, else float32.
+    docs/precision.md: on TPUs "tf32", which are three bfloat16 products there; TF32 on GPUs that
+    have it (Ampere and newer) if embeddings have 512 numbers or more, as shorter ones average less
+    of the rounding out; else float32.
+
+    Args:
+        wanted: "auto", or a name from similarity.PRECISIONS.
+        device: one that computes.
+        dim: d, the length of the embeddings.
 
     Raises:
         ValueError: neither "auto" nor one of similarity.PRECISIONS.
     """
     if wanted == "auto":
-        rounds = device.platform == "tpu" or _has_tf32(device)
-        return "tf32" if rounds else "highest"
+        if device.platform == "tpu" or (_has_tf32(device) and dim >= _TF32_DIM):
+            return "tf32"
+        return "highest"
     for known in PRECISIONS:
         if wanted == known:
             return known

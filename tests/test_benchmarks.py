@@ -4,9 +4,11 @@ import csv
 import io
 import math
 
+import numpy as np
+import oracles
 import pytest
 
-from benchmarks import class_softmax, common, exclusive, startup
+from benchmarks import class_softmax, common, exclusive, precision, startup
 
 CASE = {"batch": 6, "dim": 256, "classes": 40, "chunk_size": 16}
 
@@ -131,5 +133,56 @@ def test_the_start_is_measured_with_an_empty_cache_and_again(monkeypatch):
 
 
 def test_a_start_that_fails_is_no_measurement(tmp_path):
-    with pytest.raises(RuntimeError, match="ended with 2: marginface: .*arcfase"):
+    with pytest.raises(RuntimeError, match=r"ended with 2: marginface: .*arcfase"):
         startup.until_first_step("experiments/arcfase.py", tmp_path)
+
+
+@pytest.mark.parametrize("make", [precision.at_random, precision.untrained, precision.as_trained])
+def test_the_exact_gradients_are_those_of_the_textbook_form(make):
+    problem = make(np.random.default_rng(0), 4, 20, 6)._replace(scale=8.0)
+    want = precision.exact(problem, chunk=7)
+
+    def loss(x, w):
+        def psi(theta):
+            return oracles.additive_angular(theta, 0.5)
+
+        return oracles.margin_softmax(x, w, problem.labels, psi, 8.0).mean()
+
+    at = np.float64(problem.x), np.float64(problem.w)
+    assert want.loss == pytest.approx(loss(*at), rel=1e-12)
+    for got, wanted in zip((want.x, want.w), oracles.gradient(loss, *at), strict=True):
+        assert oracles.relative_error(got, wanted) < 1e-7
+    assert want.sep == pytest.approx(oracles.exclusive(at[1])[problem.labels].mean())
+
+
+def test_prototypes_as_trained_lie_as_said():
+    problem = precision.as_trained(np.random.default_rng(0), 64, 2000, 512)
+    want = precision.exact(problem)
+    assert want.angle == pytest.approx(38, abs=2)
+    assert want.sep == pytest.approx(0.44, abs=0.03)
+
+
+def test_errors_are_relative():
+    want = precision.Exact(2.0, np.ones((2, 2)), np.full((3, 2), 2.0), 0.0, 0.0)
+    got = 2.5, np.array([[1.0, 1.0], [1.0, 2.0]]), np.full((3, 2), 2.2)
+    found = precision.errors(got, want, chunk=2)
+    assert found == pytest.approx((0.25, 0.5, 0.1, 0.5**0.5))
+
+
+def test_the_tables_of_precision_come_by_one_command(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- precision -->\nold\n<!-- end precision -->\nafter\n")
+    precision.main(["--smoke", "--out", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n<!-- precision -->\nCommit ")
+    assert text.endswith("|\n<!-- end precision -->\nafter\n")
+    for way in precision.WAYS:
+        assert text.count(f"| {way} |") == 4  # the largest, and one for each problem
+    errors = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in precision.WAYS:
+            errors[cells[0]] = [float(cell) for cell in cells[1:5]]
+    assert max(errors["highest"]) < 1e-4
+    assert errors["highest"][1] < errors["TPU, three bfloat16 products"][1] < errors["tf32"][1]
+    assert errors["tf32"][1] < errors["bfloat16"][1] < 0.1

@@ -93,6 +93,32 @@ def test_a_term_takes_the_chunk_size_of_the_loss_unless_it_has_its_own(of_term, 
     assert set(sizes) == {used}
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_the_precision_reaches_the_step(precision):
+    config = arcface.get_config()
+    automatic = evaluate(config)
+    config.loss.precision = "highest"
+    assert evaluate(config) == automatic  # on CPU, to the last bit
+    config.loss.precision = precision
+    total, metrics = evaluate(config)
+    assert 0 < abs(total / automatic[0] - 1) < 1e-2
+    assert metrics["train/target_angle"] == automatic[1]["train/target_angle"]
+
+
+def test_a_config_of_an_earlier_version_has_no_precision():
+    config = arcface.get_config()
+    wanted = evaluate(config)
+    del config.loss["precision"]
+    assert evaluate(config) == wanted
+
+
+def test_an_unknown_precision_is_named():
+    config = arcface.get_config()
+    config.loss.precision = "half"
+    with pytest.raises(ValueError, match=r"loss.precision='half' is unknown; known: auto, highest"):
+        evaluate(config)
+
+
 def test_a_linear_ramp_rises_between_its_ends():
     config = with_terms()
     config.regularizers.uniform = {"weight": 2.0, "ramp": "linear", "begin": 0.2, "end": 0.6}
