@@ -123,5 +123,5 @@ def test_the_start_is_measured_with_an_empty_cache_and_again(monkeypatch):
 
 
 def test_a_start_that_fails_is_no_measurement(tmp_path):
-    with pytest.raises(RuntimeError, match="ended with 2: marginface: .*arcfase"):
+    with pytest.raises(RuntimeError, match=r"ended with 2: marginface: .*arcfase"):
         startup.until_first_step("experiments/arcfase.py", tmp_path)
