@@ -119,7 +119,7 @@ def describe(need: Footprint, *, mesh: Mesh, walk: dict[str, Any] | None) -> lis
         mesh: the devices.
         walk: objective.walk, None without a loss over classes.
     """
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     shared = jax.local_device_count() if device.platform == "cpu" else 1
     memory = devices.memory(device) / shared
     line = f"device: {mesh.size} × {device.device_kind}, {_text(memory)} of memory each"

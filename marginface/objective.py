@@ -139,10 +139,10 @@ def chunk_size_between(config: Config, num_classes: int, mesh: Mesh | None) -> i
 
 
 def _held(num_classes: int, mesh: Mesh | None) -> tuple[int, jax.Device]:
-    """How many classes a device holds, and one of the devices."""
+    """How many classes a device holds, and one of this process's devices."""
     if mesh is None:
         return sharding.padded_rows(num_classes, 1), jax.devices()[0]
-    return sharding.padded_rows(num_classes, mesh.size) // mesh.size, mesh.devices.flat[0]
+    return sharding.padded_rows(num_classes, mesh.size) // mesh.size, mesh.local_devices[0]
 
 
 def one_row_a_class(config: Config) -> bool:
