@@ -40,20 +40,20 @@ def until_first_step(experiment: str, folder: pathlib.Path, flags: Sequence[str]
     with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryFile("w+") as errors:
         words = [f"--config={experiment}", "--config.steps=1", f"--workdir={runs}/run", *flags]
         begun = time.perf_counter()
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-u", "-m", "marginface.main", *words],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-        )
-        assert process.stdout is not None
-        found = None
-        for line in process.stdout:
-            if found is None and line.startswith("step 1/"):
-                found = Seconds(time.perf_counter() - begun, _processor(process.pid))
-        if process.wait() or found is None:
+        ) as process:
+            assert process.stdout is not None
+            found = None
+            for line in process.stdout:
+                if found is None and line.startswith("step 1/"):
+                    found = Seconds(time.perf_counter() - begun, _processor(process.pid))
+        if process.returncode or found is None:
             errors.seek(0)
             raise RuntimeError(f"it ended with {process.returncode}: {errors.read()[-500:]}")
     return found

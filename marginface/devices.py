@@ -75,7 +75,9 @@ def chunk_size(wanted: int | str, *, examples: int, classes: int, device: jax.De
     if wanted != "auto":
         return int(wanted) or None
     shared = jax.local_device_count() if device.platform == "cpu" else 1
-    if _DENSE_COPIES * 4 * examples * classes <= memory(device) / shared / 16:
+    # Several processes run one program, though one machine may have more memory than another.
+    there_is = memory(device) / shared if jax.process_count() == 1 else _UNKNOWN
+    if _DENSE_COPIES * 4 * examples * classes <= there_is / 16:
         return None
     return _rounded(_TILE.get(device.platform, _ACCELERATOR_TILE) // examples, classes)
 

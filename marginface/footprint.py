@@ -23,9 +23,12 @@ from marginface.step import Step
 
 _SPARE = 1.5
 _LOOPS = ("scan", "while", "cond")
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "shard_map")
+_CALLS += ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 # What reads and writes memory; the rest is fused into its readers.
 _WHOLE = ("conv_general_dilated", "dot_general", "ragged_dot_general", "sort", "top_k")
 _WHOLE += ("gather", "scatter", "scatter-add", "reduce_window_max", "select_and_scatter_add")
+_WHOLE += ("pallas_call", "custom_call", "ffi_call")
 _SMALLER = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "argmax", "argmin", "psum")
 _SAME = ("transpose", "reshape", "squeeze", "expand_dims", "copy", "sharding_constraint")
 _SAME += ("stop_gradient", "pvary", "broadcast_in_dim")
@@ -116,7 +119,7 @@ def describe(need: Footprint, *, mesh: Mesh, walk: dict[str, Any] | None) -> lis
         mesh: the devices.
         walk: objective.walk, None without a loss over classes.
     """
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     shared = jax.local_device_count() if device.platform == "cpu" else 1
     memory = devices.memory(device) / shared
     line = f"device: {mesh.size} × {device.device_kind}, {_text(memory)} of memory each"
@@ -195,8 +198,8 @@ def _flatten(
 
     for equation in jaxpr.eqns:
         reads = [read(v) for v in equation.invars]
-        called = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-        if called is not None and equation.primitive.name not in _LOOPS:
+        if equation.primitive.name in _CALLS:
+            called = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             # Below shard_map shapes are those of one device.
             inside = _size if equation.primitive.name == "shard_map" else size
             writes = list(_flatten(_open(called), reads, inside, operations))

@@ -139,7 +139,7 @@ def chunk_size_between(config: Config, num_classes: int, mesh: Mesh | None) -> i
 
 
 def _held(num_classes: int, mesh: Mesh | None) -> tuple[int, jax.Device]:
-    """How many classes a device holds, and one of the devices of this process, which tells more."""
+    """How many classes a device holds, and one of this process's devices."""
     if mesh is None:
         return sharding.padded_rows(num_classes, 1), jax.local_devices()[0]
     return sharding.padded_rows(num_classes, mesh.size) // mesh.size, mesh.local_devices[0]

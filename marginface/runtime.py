@@ -113,6 +113,7 @@ def find_devices() -> None:
                 why = f"CUDA_VISIBLE_DEVICES={visible} leaves no GPU{f' ({why})' if why else ''}"
             else:
                 why = why or "no NVIDIA GPU on this machine"
+        why = why.rstrip(".")
         setting = f"JAX_PLATFORMS={asked}: " if asked else ""
         raise ValueError(f"{setting}{why}; JAX_PLATFORMS=cpu runs on the processor") from error
     finally:

@@ -55,11 +55,11 @@ def test_an_unknown_precision_is_named():
     ("memory", "examples", "classes", "wanted"),
     [
         (80 * GIB, 512, 10_000, None),  # logits are small beside the memory
-        (80 * GIB, 512, 600_000, None),
-        (80 * GIB, 512, 1_000_000, 16_384),
-        (8 * GIB, 512, 100_000, 16_384),
+        (80 * GIB, 512, 1_250_000, None),
+        (80 * GIB, 512, 1_400_000, 16_384),
+        (8 * GIB, 512, 200_000, 16_384),
         (8 * GIB, 512, 16_384, None),
-        (8 * GIB, 1_000_000, 100_000, 256),  # never fewer
+        (8 * GIB, 1_000_000, 100_000, 128),  # never fewer
         (8 * GIB, 8, 100_000_000, 1_048_576),
     ],
 )
@@ -74,14 +74,22 @@ def test_an_accelerator_walks_at_once_what_its_memory_allows(memory, examples, c
 
 
 def test_the_devices_of_a_cpu_share_its_memory(monkeypatch):
-    """Eight in these tests: 256 MiB each, a sixteenth of that for four copies of the logits."""
+    """Eight in these tests: 256 MiB each, a sixteenth of that for two copies of the logits."""
     monkeypatch.setattr(devices, "_meminfo", lambda field: {"MemTotal": 2.0 * GIB}[field])
     kw = {"examples": 128, "device": device()}
-    assert devices.chunk_size("auto", classes=8192, **kw) is None
-    assert devices.chunk_size("auto", classes=8193, **kw) == 8192
+    assert devices.chunk_size("auto", classes=16_384, **kw) is None
+    assert devices.chunk_size("auto", classes=16_385, **kw) == 2560
     monkeypatch.setattr(devices, "_meminfo", lambda field: 16.0 * GIB)
-    assert devices.chunk_size("auto", classes=8193, **kw) is None
-    assert devices.chunk_size("auto", classes=100_000, **kw) == 8192
+    assert devices.chunk_size("auto", classes=16_385, **kw) is None
+    assert devices.chunk_size("auto", classes=200_000, **kw) == 2560
+
+
+def test_processes_cut_alike_whatever_their_machines_have(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    kw = {"examples": 512, "classes": 100_000}
+    large, small = device("gpu", "9.0", 80 * GIB), device("gpu", "9.0", 8 * GIB)
+    assert devices.chunk_size("auto", device=large, **kw) == 16_384
+    assert devices.chunk_size("auto", device=small, **kw) == 16_384
 
 
 def test_a_system_that_does_not_tell_has_what_any_machine_has(monkeypatch):
@@ -102,11 +110,11 @@ def test_an_allocator_that_does_not_tell_its_limit_has_that_too(stats, monkeypat
 
 def test_classes_are_compared_with_each_other_in_squares():
     kw = {"device": device("gpu", "9.0", 80 * GIB)}
-    assert devices.chunk_size_between("auto", classes=1_000_000, **kw) == 2816  # √2²³, by 256
-    assert devices.chunk_size_between("auto", classes=2816, **kw) is None
+    assert devices.chunk_size_between("auto", classes=1_000_000, **kw) == 2048
+    assert devices.chunk_size_between("auto", classes=2048, **kw) is None
     assert devices.chunk_size_between(0, classes=1_000_000, **kw) is None
     assert devices.chunk_size_between(5, classes=1_000_000, **kw) == 5
-    assert devices.chunk_size_between("auto", classes=10_000, device=device()) == 1024
+    assert devices.chunk_size_between("auto", classes=10_000, device=device()) == 768
 
 
 def test_a_walk_asks_a_device_of_its_own_process():
