@@ -4,6 +4,7 @@ import argparse
 import csv
 import ctypes
 import datetime
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -220,6 +221,15 @@ def device() -> str:
     name = found[1] if found else platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}, {cores} cores"
+
+
+def sources() -> str:
+    """Eight digits that stand for the programs that are measured, inside of a checkout or not."""
+    found = hashlib.sha256()
+    for room in ("marginface", "experiments", "launch", "benchmarks"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def commit() -> str:
