@@ -1,6 +1,7 @@
 """Rendered faces: how many a second, and whether drawing them hides behind training."""
 
 import collections
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -38,13 +39,20 @@ def render(case: Case) -> Answer:
     return Answer(seconds, images=case["batch"])
 
 
+@functools.cache
+def _training(
+    *, network: str, depth: int, size: int, batch: int, classes: int
+) -> networks.Training:
+    """Compiled once for all that is done with it."""
+    kw = {"dtype": networks.dtype(), "remat": False}
+    model = networks.network(network, depth=depth, embedding_dim=128, **kw)
+    return networks.Training(settings.arcface(batch=batch, **kw), model, classes, size)
+
+
 def loop(case: Case) -> Answer:
     """Steps as train.py does them: two are under way while the figures of one are read."""
     size, classes = case["size"], case["classes"]
-    kw = {"dtype": networks.dtype(), "remat": False}
-    config = settings.arcface(batch=case["batch"], **kw)
-    model = networks.network(case["network"], depth=case["depth"], embedding_dim=128, **kw)
-    training = networks.Training(config, model, classes, size)
+    training = _training(**{k: v for k, v in case.items() if k != "what"})
     rng = np.random.default_rng(0)
     prepare = jax.jit(lambda batch: _render(batch, size))
     held = prepare(training.place(numbers(rng, case["batch"], classes)))

@@ -379,7 +379,9 @@ class Queue:
 
     def _environment(self, contender: Contender) -> dict[str, str]:
         found = os.environ | dict(contender.environment)
-        if self._smoke:  # hundreds of programs that run once
+        if self._smoke:  # many programs that run once, some of them in two processes
+            found["JAX_COMPILATION_CACHE_DIR"] = str(self._folder / "compiled")
+            found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
             found["XLA_FLAGS"] = f"{found.get('XLA_FLAGS', '')} {_COMPILE_QUICKLY}".strip()
         return found
 
