@@ -50,11 +50,9 @@ def measure(case: Case) -> Answer:
     config = settings.experiment(case["experiment"], "data=small,model=sphereface4")
     config.batch_size = case["batch"]
     config.data.kw.image_size = case["size"]
-    config.model.kw.norm = "batch"
-    kw = {"embedding_dim": config.model.embedding_dim, **config.model.kw}
-    if "backbone" in kw and hasattr(kw["backbone"], "items"):
-        kw["backbone"] = dict(kw["backbone"])
-    model = networks.network(config.model.name, **kw)
+    model = networks.network(
+        config.model.name, embedding_dim=config.model.embedding_dim, **config.model.kw
+    )
     training = networks.Training(config, model, config.data.kw.identities, case["size"])
     prepared = []
     for batch in _batches(config, case["steps"]):

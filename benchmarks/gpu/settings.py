@@ -46,7 +46,7 @@ def _field(value: Any, *, field_type: type | None = None) -> Any:
 
 def experiment(name: str, arg: str) -> Any:
     """The config of an experiment's variant."""
-    if not importlib.util.find_spec("ml_collections"):
+    if "ml_collections" not in sys.modules and not importlib.util.find_spec("ml_collections"):
         module: Any = types.ModuleType("ml_collections")
         module.ConfigDict, module.FieldReference = ConfigDict, _field
         sys.modules["ml_collections"] = module
