@@ -129,6 +129,26 @@ def test_torn_files_cost_what_was_torn(asking, tmp_path):
     assert asking("plain") == (0, [])
 
 
+@pytest.mark.parametrize("left", ["", "date,com"])
+def test_a_torn_header_is_put_aside(asking, tmp_path, left):
+    path = tmp_path / "out" / "results.csv"
+    path.parent.mkdir()
+    path.write_text(left)
+    assert asking("last") == (0, ["answer 1"])
+    (tmp_path / "out" / "last.json").unlink()
+    assert asking("last") == (0, [])
+    assert len(rows(path)) == 1
+
+
+def test_the_queue_keeps_off_the_card():
+    program = (
+        "import benchmarks.gpu.__main__, benchmarks.gpu.questions\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=common.ROOT, check=True)
+
+
 def test_rows_of_another_file_count(asking, tmp_path):
     asking("last")
     held = tmp_path / "out" / "results.csv"

@@ -11,6 +11,7 @@ import sys
 
 from benchmarks import common
 from benchmarks.gpu import queue
+from marginface.command import RUN_AGAIN
 
 RUNS = common.ROOT / "runs"
 
@@ -26,8 +27,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.out or RUNS / ("gpu-smoke" if options.smoke else "gpu")
     rows = None if options.out or options.smoke else common.RESULTS
-    sys.exit(
-        queue.ask(
+    try:
+        code = queue.ask(
             "benchmarks.gpu.questions",
             names=options.only,
             folder=folder.resolve(),
@@ -36,7 +37,10 @@ def main() -> None:
             minutes=options.minutes,
             smoke=options.smoke,
         )
-    )
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        code = RUN_AGAIN
+    sys.exit(code)
 
 
 if __name__ == "__main__":

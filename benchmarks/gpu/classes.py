@@ -393,6 +393,8 @@ def _exclusive_cases(*settings: tuple[int, int]) -> list[Case]:
         {"classes": classes, "chunk_size": size, "precision": precision}
         for classes, size in settings
         for precision in precisions
+        # In float32 a million takes so long that it is measured once.
+        if (precision, classes, bool(size)) != ("highest", 1_000_000, True)
     ]
 
 
@@ -401,7 +403,7 @@ def _goal_exclusive(answers: Sequence[Held], _: Mapping[str, float]) -> Iterator
         yield Remark(f"1,000,000 classes: {best['seconds']:.3g} s (goal below 3)")
 
 
-SOFTMAX_1M = _softmax("softmax_1m", 1_000_000, 150.0, _goal_1m)
+SOFTMAX_1M = _softmax("softmax_1m", 1_000_000, 180.0, _goal_1m)
 SOFTMAX_100K = _softmax("softmax_100k", 100_000, 120.0)
 TEN_MILLION = Question(
     "ten_million",

@@ -41,11 +41,11 @@ def render(case: Case) -> Answer:
 
 @functools.cache
 def _training(
-    *, network: str, depth: int, size: int, batch: int, classes: int
+    *, network: str, depth: int, width: float, size: int, batch: int, classes: int
 ) -> networks.Training:
     """Compiled once for all that is done with it."""
     kw = {"dtype": networks.dtype(), "remat": False}
-    model = networks.network(network, depth=depth, embedding_dim=128, **kw)
+    model = networks.network(network, depth=depth, width=width, embedding_dim=128, **kw)
     return networks.Training(settings.arcface(batch=batch, **kw), model, classes, size)
 
 
@@ -118,12 +118,16 @@ FACES = Question(
             answer,
             [
                 *({"what": "faces", "size": s, "batch": b} for s in (112, 48) for b in (1024, 256)),
-                *_loop_cases(network="iresnet", depth=18, size=112, batch=512, classes=10_000),
+                *_loop_cases(
+                    network="iresnet", depth=18, width=1.0, size=112, batch=512, classes=10_000
+                ),
                 *({"what": "faces", "size": s, "batch": 4096} for s in (48, 112)),
             ],
             [
                 {"what": "faces", "size": 16, "batch": 8},
-                *_loop_cases(network="sphereface", depth=4, size=16, batch=8, classes=40),
+                *_loop_cases(
+                    network="sphereface", depth=4, width=0.0625, size=16, batch=8, classes=40
+                ),
             ],
         )
     ],

@@ -127,7 +127,8 @@ class Answers:
         if not path.exists():
             return
         with path.open(newline="", errors="replace") as file:
-            for row in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            for row in reader if reader.fieldnames == list(common.COLUMNS) else ():
                 if None in row or None in row.values() or not self._mine(row):
                     continue  # a torn line, or another card's
                 if not row["benchmark"].startswith("gpu/"):
@@ -263,9 +264,13 @@ def _cell(value: Held | None, key: str, form: str) -> str:
 
 def _append(row: Mapping[str, str], path: pathlib.Path) -> None:
     """Adds a row behind whatever a cut left of the last one."""
-    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        with path.open("a") as file:
-            file.write("\n")
+    if path.exists():
+        held = path.read_bytes()
+        if not held.startswith(",".join(common.COLUMNS).encode() + b"\n"):
+            path.replace(path.with_suffix(".torn"))
+        elif not held.endswith(b"\n"):
+            with path.open("a") as file:
+                file.write("\n")
     common.append([row], path)
 
 
