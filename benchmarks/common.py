@@ -232,8 +232,8 @@ def sources() -> str:
     return found.hexdigest()[:8]
 
 
-def commit() -> str:
-    """Short hash, "+" where files differ from it, "unknown" outside of a checkout."""
+def commit(*files: str) -> str:
+    """Short hash, "+" where (these) files differ from it, "unknown" outside of a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -241,7 +241,9 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=all", "--", *files) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

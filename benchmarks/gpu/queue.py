@@ -84,7 +84,8 @@ def probe() -> Machine:
         _, errors = process.communicate()
     if not line:
         raise RuntimeError(f"JAX does not start: {last_line(errors) or 'no message'}")
-    commit, sources = common.commit(), f"files-{common.sources()}"
+    # Of Python files: the rows that are added to results.csv change no answer.
+    commit, sources = common.commit("*.py"), f"files-{common.sources()}"
     if commit == "unknown":
         commit = sources
     elif commit.endswith("+"):
@@ -378,7 +379,8 @@ class Queue:
                 ended = self._listen(process, left)
             finally:
                 _kill(process)
-            if ended and left:
+            # One that has answered and begun nothing more asks for another in its place.
+            if ended and left and (self._begun or not self._answered):
                 errors.seek(start)
                 self._crashed(left, process.returncode, last_line(errors.read()))
 
@@ -395,7 +397,7 @@ class Queue:
         assert process.stdout is not None
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-        self._begun, begin = False, time.monotonic()
+        self._begun, self._answered, begin = False, False, time.monotonic()
         while left:
             question, since = left[0][0], time.monotonic()
             try:
@@ -415,7 +417,7 @@ class Queue:
             value["took"] = round(time.monotonic() - begin, 2)
             self._answers.add(left[0], self._smoke, value)
             self._say(left.popleft(), value)
-            self._begun = False
+            self._begun, self._answered = False, True
         return False
 
     def _timed_out(self, left: collections.deque[Todo]) -> None:

@@ -2,7 +2,7 @@
 
 TODO is JSON: {"smoke": ..., "todo": [[question, contender, case's number], ...]}. Each case is
 announced on standard output and answered there, a JSON object a line; all else goes to standard
-error. The process ends when its standard input does: nobody would read its answers.
+error. Behind a case that failed it ends, for the next one might fail because of that. The process ends when its standard input does: nobody would read its answers.
 """
 
 import gc
@@ -85,7 +85,10 @@ def main() -> None:
         contender = next(c for c in questions[name].contenders if c.name == who)
         case = (contender.smoke if todo["smoke"] else contender.cases)[number]
         say({"begin": [name, who, number]})
-        say(answer(contender, case))
+        given = answer(contender, case)
+        say(given)
+        if given["state"] == "failed":
+            return
         _free()
 
 
