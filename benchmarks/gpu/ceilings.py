@@ -22,6 +22,7 @@ from marginface import similarity
 from marginface.models import iresnet, layers
 
 _FAR_BELOW = 0.5  # of the best convolution's rate
+_SHORT = 3e-5  # seconds in which a program is barely started
 
 
 class Convolution(NamedTuple):
@@ -78,8 +79,8 @@ def measure(case: Case) -> Answer:
     keys = jax.random.split(jax.random.key(0))
     if case["what"] == "copy":
         x = jax.random.normal(keys[0], (case["mib"] * 2**18,))
-        program = jax.jit(jnp.negative).lower(x).compile()  # a plain copy may be left out
-        return Answer(timing.seconds(lambda: program(x)), timing.mib(program), bytes=2.0 * x.nbytes)
+        negated = jax.jit(jnp.negative)  # a plain copy may be left out
+        return Answer(timing.seconds(lambda: negated(x)), bytes=2.0 * x.nbytes)
     m, k, n = case["m"], case["k"], case["n"]
     kind = jnp.bfloat16 if case["precision"] == "bfloat16" else jnp.float32
     a = jax.random.normal(keys[0], (m, k), kind)
@@ -90,9 +91,9 @@ def measure(case: Case) -> Answer:
             return a @ b.T
         return similarity.product(a, b, precision=case["precision"])
 
-    program = jax.jit(product).lower(a, b).compile()
+    program = jax.jit(product)  # called so it starts sooner than a program compiled ahead
     seconds = timing.seconds(lambda: program(a, b))
-    return Answer(seconds, timing.mib(program), 2.0 * m * k * n, case["precision"])
+    return Answer(seconds, flops=2.0 * m * k * n, precision=case["precision"])
 
 
 def convolve(case: Case) -> Answer:
@@ -117,9 +118,9 @@ def convolve(case: Case) -> Answer:
         return jax.vjp(lambda params: layer.apply(params, x), params)[1](g)
 
     function = {"forward": forward, "input": of_input, "kernel": of_kernel}[case["pass"]]
-    program = jax.jit(function).lower(x, params, g).compile()
+    program = jax.jit(function)
     seconds = timing.seconds(lambda: program(x, params, g))
-    return Answer(seconds, timing.mib(program), case["batch"] * conv.flops, "bfloat16")
+    return Answer(seconds, flops=case["batch"] * conv.flops, precision="bfloat16")
 
 
 def _convolution_cases(depth: int, size: int, batch: int) -> Iterator[Case]:
@@ -133,20 +134,24 @@ def _convolution_cases(depth: int, size: int, batch: int) -> Iterator[Case]:
 
 
 def _far_below(answers: Sequence[Held], _: Mapping[str, float]) -> Iterator[Remark]:
-    rated = {
-        f"{words(a['case'])['name']} {words(a['case'])['pass']}": a["flops"] / a["seconds"] / 1e12
-        for a in answered(answers)
-        if a.get("flops")
-    }
-    if rated:
-        best = max(rated, key=lambda name: rated[name])
-        slow = sorted(
-            (rate, name) for name, rate in rated.items() if rate < _FAR_BELOW * rated[best]
-        )
-        named = ", ".join(f"{name} {rate:.4g}" for rate, name in slow) or "none"
-        yield Remark(
-            f"the best is {best}, {rated[best]:.4g} TFLOP/s; below {_FAR_BELOW} of it: {named}"
-        )
+    rated = [(a["flops"] / a["seconds"], a) for a in answered(answers) if a.get("flops")]
+    if not rated:
+        return
+
+    def name(rate: float, answer: Held) -> str:
+        found = words(answer["case"])
+        return f"{found['name']} {found['pass']} {rate / 1e12:.4g}"
+
+    best, fastest = max(rated, key=lambda pair: pair[0])
+    slow = [
+        name(rate, a)
+        for rate, a in sorted(rated, key=lambda pair: pair[0])
+        if rate < _FAR_BELOW * best and a["flops"] / best > _SHORT
+    ]
+    yield Remark(
+        f"the best is {name(best, fastest)} TFLOP/s; below {_FAR_BELOW} of it, those too short to "
+        f"tell left out: {', '.join(slow) or 'none'}"
+    )
 
 
 CEILINGS = Question(

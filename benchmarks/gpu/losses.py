@@ -63,7 +63,7 @@ def measure(case: Case) -> Answer:
     batches = iter(prepared * 1000)
     seconds = timing.seconds(lambda: training.step(*next(batches)))
     figures = {f"loss_{i}": value for i, value in enumerate(losses, 1)}
-    return Answer(seconds, timing.mib(training.program), images=case["batch"], figures=figures)
+    return Answer(seconds, images=case["batch"], figures=figures)
 
 
 def _equal(answers: Sequence[Held], _: Mapping[str, float]) -> Iterator[Remark]:

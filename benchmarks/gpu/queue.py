@@ -397,7 +397,7 @@ class Queue:
         assert process.stdout is not None
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-        self._begun, self._answered, begin = False, False, time.monotonic()
+        self._begun, self._answered, self._since = False, False, time.monotonic()
         while left:
             question, since = left[0][0], time.monotonic()
             try:
@@ -412,18 +412,21 @@ class Queue:
                 return True
             value = json.loads(line)
             if "begin" in value:
-                self._begun, begin = True, time.monotonic()
+                self._begun, self._since = True, time.monotonic()
                 continue
-            value["took"] = round(time.monotonic() - begin, 2)
+            value["took"] = round(time.monotonic() - self._since, 2)
             self._answers.add(left[0], self._smoke, value)
             self._say(left.popleft(), value)
             self._begun, self._answered = False, True
         return False
 
     def _timed_out(self, left: collections.deque[Todo]) -> None:
-        """The case under way is given up, the rest of its question is left for the next call."""
-        question = left[0][0]
-        if time.monotonic() < self._end:
+        """The question is left for the next call; of it a case that took half the time alone fails.
+
+        One that had less may only have come late, and is asked again.
+        """
+        question, now = left[0][0], time.monotonic()
+        if now < self._end and now - self._since > question.limit / 2:
             reason = f"the question's {question.limit:.0f} s are up"
             self._failed(left[0], {"state": "timed out", "reason": reason})
         rest = [todo for todo in left if todo[0] is not question]

@@ -2,7 +2,8 @@
 
 TODO is JSON: {"smoke": ..., "todo": [[question, contender, case's number], ...]}. Each case is
 announced on standard output and answered there, a JSON object a line; all else goes to standard
-error. Behind a case that failed it ends, for the next one might fail because of that. The process ends when its standard input does: nobody would read its answers.
+error. Behind a case that failed the process ends: the next one might fail because of that. It ends
+too when its standard input does, for then nobody reads its answers.
 """
 
 import gc
