@@ -72,14 +72,22 @@ def _products(case: Mapping[str, Any], *, again: bool) -> common.Step:
     return step
 
 
-def _torch_step(
-    case: Mapping[str, Any], make_loss: Callable[[Any], tuple[Any, Any]]
-) -> common.Step:
-    """make_loss: prototypes → (the loss of embeddings and labels, the prototypes it keeps)."""
+# prototypes → (the loss of embeddings and labels, the prototypes it keeps)
+MakeLoss = Callable[[Any], tuple[Any, Any]]
+
+
+def _torch_step(case: Mapping[str, Any], make_loss: MakeLoss) -> common.Step:
     import torch
 
     place = "cuda" if common.on_gpu() else "cpu"
     x, labels, prototypes = (torch.tensor(a, device=place) for a in inputs(case))
+    return gradient_step(x, labels, prototypes, make_loss)
+
+
+def gradient_step(x: Any, labels: Any, prototypes: Any, make_loss: MakeLoss) -> common.Step:
+    """Forward and backward in PyTorch, of tensors that are on their device already."""
+    import torch
+
     loss, w = make_loss(prototypes)
     x.requires_grad_()
     w.requires_grad_()
@@ -88,7 +96,7 @@ def _torch_step(
         x.grad = w.grad = None
         value = loss(x, labels)
         value.backward()
-        if place == "cuda":
+        if x.is_cuda:
             torch.cuda.synchronize()
         return value.item()
 
@@ -97,23 +105,32 @@ def _torch_step(
 
 def metric_learning(case: Mapping[str, Any]) -> common.Step:
     """pytorch-metric-learning's ArcFaceLoss."""
+    return _torch_step(case, metric_learning_loss)
+
+
+def metric_learning_loss(prototypes: Any) -> tuple[Any, Any]:
+    """The loss with these prototypes [C, d]."""
     from pytorch_metric_learning import losses
 
-    def make_loss(prototypes: Any) -> tuple[Any, Any]:
-        loss = losses.ArcFaceLoss(1, case["dim"], margin=float(np.rad2deg(MARGIN)), scale=SCALE)
-        loss.num_classes = case["classes"]
-        del loss.W
-        loss.W = prototypes.T.contiguous()  # it keeps them as columns
-        return loss, loss.W
-
-    return _torch_step(case, make_loss)
+    classes, dim = prototypes.shape
+    loss = losses.ArcFaceLoss(1, dim, margin=float(np.rad2deg(MARGIN)), scale=SCALE)
+    loss.num_classes = classes
+    del loss.W
+    loss.W = prototypes.T.contiguous()  # it keeps them as columns
+    return loss, loss.W
 
 
 def partial_fc(case: Mapping[str, Any]) -> common.Step:
-    """What arcface_torch's Partial FC computes at sampling rate 1 on one device, step by step.
+    """What arcface_torch's Partial FC computes at sampling rate 1 on one device, step by step."""
+    return _torch_step(case, partial_fc_loss)
+
+
+def partial_fc_loss(prototypes: Any, *, autocast: bool = False) -> tuple[Any, Any]:
+    """The loss with these prototypes [C, d].
 
     Its margin is written into the matrix of cosines, its softmax replaces the logits in place and
-    is kept for the gradient, from which a dense one-hot matrix is taken.
+    is kept for the gradient, from which a dense one-hot matrix is taken. With `autocast` the
+    cosines are products in bfloat16, made float32 at once, as it does with mixed precision.
     """
     import torch
     from torch.nn import functional
@@ -138,24 +155,21 @@ def partial_fc(case: Mapping[str, Any]) -> common.Step:
             softmax.div_(len(softmax))
             return softmax * cotangents[0].item(), None
 
-    def make_loss(prototypes: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        def loss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            labels = labels[:, None]
+    def loss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        labels = labels[:, None]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
             cosines = functional.linear(functional.normalize(x), functional.normalize(prototypes))
-            cosines = cosines.clamp(-1, 1)
-            held = torch.where(labels != -1)[0]
-            target = cosines[held, labels[held, 0]]
-            sine = torch.sqrt(1 - target**2)
-            moved = target * np.cos(MARGIN) - sine * np.sin(MARGIN)
-            far = target > np.cos(np.pi - MARGIN)
-            cosines[held, labels[held, 0]] = torch.where(
-                far, moved, target - MARGIN * np.sin(MARGIN)
-            )
-            return CrossEntropy.apply(cosines * SCALE, labels)
+        cosines = cosines.float()
+        cosines = cosines.clamp(-1, 1)
+        held = torch.where(labels != -1)[0]
+        target = cosines[held, labels[held, 0]]
+        sine = torch.sqrt(1 - target**2)
+        moved = target * np.cos(MARGIN) - sine * np.sin(MARGIN)
+        far = target > np.cos(np.pi - MARGIN)
+        cosines[held, labels[held, 0]] = torch.where(far, moved, target - MARGIN * np.sin(MARGIN))
+        return CrossEntropy.apply(cosines * SCALE, labels)
 
-        return loss, prototypes
-
-    return _torch_step(case, make_loss)
+    return loss, prototypes
 
 
 BENCHMARK = common.Benchmark(

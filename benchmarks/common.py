@@ -4,6 +4,7 @@ import argparse
 import csv
 import ctypes
 import datetime
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -222,8 +223,17 @@ def device() -> str:
     return f"{name}, {cores} cores"
 
 
-def commit() -> str:
-    """Short hash, "+" where files differ from it, "unknown" outside of a checkout."""
+def sources() -> str:
+    """Eight digits that stand for the programs that are measured, inside of a checkout or not."""
+    found = hashlib.sha256()
+    for room in ("marginface", "experiments", "launch", "benchmarks"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:8]
+
+
+def commit(*files: str) -> str:
+    """Short hash, "+" where (these) files differ from it, "unknown" outside of a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -231,7 +241,9 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=all", "--", *files) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

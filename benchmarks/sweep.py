@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 from benchmarks import common
 from launch import units
@@ -25,8 +26,8 @@ PEERS = {
 }
 
 
-def seconds(backend: str, environment: dict[str, str]) -> float:
-    """Wall time of the whole sweep by a backend, in a new folder.
+def seconds(backend: str, environment: dict[str, str], options: Sequence[str] = ()) -> float:
+    """Wall time of the whole sweep, or of what `options` leave of it, in a new folder.
 
     Raises:
         RuntimeError: it did not finish; with its last words.
@@ -35,7 +36,7 @@ def seconds(backend: str, environment: dict[str, str]) -> float:
         command = [sys.executable, "-m", "launch.sweep", "--config", EXPERIMENT]
         start = time.perf_counter()
         done = subprocess.run(
-            [*command, "--backend", backend, "--runs", runs],
+            [*command, "--backend", backend, "--runs", runs, *options],
             cwd=common.ROOT,
             env=os.environ | _empty_cache(runs) | environment,
             capture_output=True,

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from experiments import arcface
 from marginface import objective, sharding
 from marginface import step as step_of
 from marginface.models import iresnet
@@ -24,11 +23,13 @@ def inputs(case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Images [b, h, w, 3] in [-1, 1] and labels [b]."""
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (case["batch"], case["size"], case["size"], 3))
-    return images.astype(np.float32), rng.integers(0, CLASSES, case["batch"])
+    return images.astype(np.float32), rng.integers(0, case.get("classes", CLASSES), case["batch"])
 
 
 def ours(case: Mapping[str, Any]) -> common.Step:
     """What a run of experiments/arcface.py does at each step, metrics included."""
+    from experiments import arcface  # here, so that the peers need no ml_collections
+
     images, labels = inputs(case)
     config = arcface.get_config(f"data=casia,model=ir{case['depth']},dim={DIM}")
     config.loss.margin_kw.m, config.loss.scale, config.loss.chunk_size = MARGIN, SCALE, 0
@@ -71,7 +72,7 @@ def _torch(case: Mapping[str, Any], *, compiled: bool) -> common.Step:
     images = images.permute(0, 3, 1, 2)  # channels last in memory
     net = IResNet(case["depth"], case["size"], DIM).to(place)
     net.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
-    prototypes = torch.randn(CLASSES, DIM, device=place, requires_grad=True)
+    prototypes = torch.randn(case.get("classes", CLASSES), DIM, device=place, requires_grad=True)
     params = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         [*params, prototypes], RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True
