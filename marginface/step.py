@@ -209,23 +209,23 @@ def functions(
             **hyper["schedule"],
         )
         rate = hyper["optimizer"]["learning_rate"] * factor
-        direction: Any = optim.direction(optimizer.name, hyper["optimizer"])
-        updates, opt = direction.update(grads, state["opt"], params)
-        own_rate = rate * hyper["optimizer"]["prototypes_factor"]
-        rates = {"network": rate, "prototypes": own_rate, "terms": own_rate}
-        updates = {k: jax.tree.map(lambda u, r=rates[k]: -r * u, updates[k]) for k in rates}
-        new = {
-            "params": optax.apply_updates(params, updates),
-            "stats": stats,
-            "running": running,
-            "opt": opt,
-            "step": step + 1,
-        }
         metrics["train/learning_rate"] = rate
         metrics["train/gradient_norm"] = optax.tree.norm(grads)
         finite = jnp.stack([jnp.all(jnp.isfinite(m)) for m in metrics.values()]).all()
-        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        return state, metrics
+
+        def if_finite(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        direction: Any = optim.direction(optimizer.name, hyper["optimizer"])
+        updates, opt = direction.update(grads, state["opt"], params)
+        updates, opt = _shared(updates, opt, if_finite(opt, state["opt"]))
+        own_rate = rate * hyper["optimizer"]["prototypes_factor"]
+        rates = {"network": rate, "prototypes": own_rate, "terms": own_rate}
+        updates = {k: jax.tree.map(lambda u, r=rates[k]: -r * u, updates[k]) for k in rates}
+        new = {"params": optax.apply_updates(params, updates), "stats": stats, "running": running}
+        old = {name: state[name] for name in new}
+        step = jnp.where(finite, step + 1, step)
+        return if_finite(new, old) | {"opt": opt, "step": step}, metrics
 
     def embed(state: State, images: Array) -> Float[Array, "b n"]:
         variables = {"params": state["params"]["network"], "batch_stats": state["stats"]}
@@ -239,3 +239,13 @@ def functions(
 
     like = jax.eval_shape(init, jnp.zeros((), jnp.int32), hyper_of(config))
     return Step(init, train, embed, like)
+
+
+def _shared(updates: Any, opt: Any, kept: Any) -> tuple[Any, Any]:
+    """The updates, with the arrays that the optimizer's new state `opt` holds too out of `kept`.
+
+    SGD's are its momentum. Read from what is stored, they need neither the old momentum nor the
+    gradient, whose memory XLA then gives to the new: two arrays of the prototypes' size less.
+    """
+    stored = dict(zip(map(id, jax.tree.leaves(opt)), jax.tree.leaves(kept), strict=True))
+    return jax.tree.map(lambda leaf: stored.get(id(leaf), leaf), updates), kept
