@@ -302,7 +302,7 @@ def make_steps(
         model=make_model(config),
         objective=losses,
         mesh=mesh,
-        image_shape=image_shape_of(faces),
+        image_shape=image_shape_of(faces, config.batch_size, mesh),
         total_steps=total,
         outputs=("embedding", *GROUP_OUTPUTS) if grouped else ("embedding",),
     )
@@ -316,7 +316,7 @@ def describe(
         steps,
         mesh=mesh,
         batch_size=config.batch_size,
-        image_shape=image_shape_of(faces),
+        image_shape=image_shape_of(faces, config.batch_size, mesh),
         hyper=hyper,
         seed=seed,
     )
@@ -420,13 +420,20 @@ def _on_device(to_images: Callable[..., Any], mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(to_images, out_shardings=NamedSharding(mesh, P(sharding.AXIS)))
 
 
-def image_shape_of(faces: Faces) -> tuple[int, int, int]:
-    """[h, w, 3] of the network's input, without making an image."""
-    record = faces.decode(faces.source[0])
+def image_shape_of(
+    faces: Faces, batch_size: int = 1, mesh: jax.sharding.Mesh | None = None
+) -> tuple[int, int, int]:
+    """[h, w, 3] of the network's input, without making an image.
+
+    With the batch size and the mesh of the run, its images need not be traced again.
+    """
+    where = None if mesh is None else NamedSharding(mesh, P(sharding.AXIS))
+    to_images = faces.to_images if mesh is None else _on_device(faces.to_images, mesh)
     batch = {
-        k: jax.ShapeDtypeStruct((1, *np.shape(v)), np.asarray(v).dtype) for k, v in record.items()
+        k: jax.ShapeDtypeStruct((batch_size, *np.shape(v)), np.asarray(v).dtype, sharding=where)
+        for k, v in faces.decode(faces.source[0]).items()
     }
-    _, height, width, channels = jax.eval_shape(faces.to_images, batch).shape
+    _, height, width, channels = jax.eval_shape(to_images, batch).shape
     return height, width, channels
 
 
