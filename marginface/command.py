@@ -49,6 +49,7 @@ def main(run: Callable[[Sequence[str]], int | None], name: str) -> NoReturn:
     SIGTERM and a lost terminal arrive as KeyboardInterrupt; it ends with 75, a ValueError, an
     OSError or a device's lack of memory with 2, all with one line that begins with `name`.
     """
+    runtime.collect_rarely()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:

@@ -129,6 +129,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The command: `run`, with one line for each error that its user can mend."""
+    runtime.collect_rarely()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a hangup is under nohup
             signal.signal(number, lambda *_: os._exit(RUN_AGAIN))  # nothing to save yet

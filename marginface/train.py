@@ -441,7 +441,7 @@ def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:
     """(state, batch of records, the same in every process) → embeddings [b, d]."""
     to_images = _on_device(pairs.to_images, mesh)
 
-    def embed(state: step.State, batch: dict[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(steps.embed(state, to_images(sharding.put_global_batch(mesh, batch))))
+    def embed(state: step.State, batch: dict[str, np.ndarray]) -> Any:
+        return steps.embed(state, to_images(sharding.put_global_batch(mesh, batch)))
 
     return embed

@@ -46,7 +46,7 @@ def batches(
 
 
 def embed_all(
-    embed_fn: Callable[[Any, Batch], np.ndarray],
+    embed_fn: Callable[[Any, Batch], Any],
     state: Any,
     source: Any,
     decode: Callable[[dict], dict],
@@ -55,7 +55,8 @@ def embed_all(
     """Embeds every record of `source` once.
 
     Args:
-        embed_fn: (state, batch of batch_size rows) -> embeddings [batch_size, d].
+        embed_fn: (state, batch of batch_size rows) -> embeddings [batch_size, d], which may still
+            be under way: the next batch is handed over before they are read.
         state: handed to embed_fn.
         source: n records.
         decode: from a record to a dict of arrays.
@@ -68,15 +69,25 @@ def embed_all(
         NotFiniteError: an embedding is not finite; names the image's index.
         ValueError: on an empty source.
     """
-    found = []
-    for batch, real in batches(source, decode, batch_size):
-        embeddings = np.asarray(embed_fn(state, batch))[:real]
-        broken = ~np.isfinite(embeddings).all(axis=1)
+    found: list[np.ndarray] = []
+
+    def read(embeddings: Any, real: int) -> None:
+        here = np.asarray(embeddings)[:real]
+        broken = ~np.isfinite(here).all(axis=1)
         if broken.any():
             index = sum(map(len, found)) + int(broken.argmax())
             raise NotFiniteError(
                 f"the embedding of image {index} of {len(source)} is not finite: the network has "
                 "diverged or the image holds NaN"
             )
-        found.append(embeddings)
+        found.append(here)
+
+    ahead: tuple[Any, int] | None = None  # what the device works on while the last is read
+    for batch, real in batches(source, decode, batch_size):
+        started = embed_fn(state, batch), real
+        if ahead is not None:
+            read(*ahead)
+        ahead = started
+    if ahead is not None:
+        read(*ahead)
     return np.concatenate(found)
