@@ -2,8 +2,9 @@
 
 Each round runs the README's main job twice with a cache folder that is empty at first, each time in
 a new run folder: Python's imports, data, network, the evaluation before training, compilation, and
-the first step, whose figures are printed once the device has computed them. Run it on a quiet
-machine; seconds of the processor are told too, which others disturb less.
+the first step, whose figures are printed once the device has computed them. Seconds of the processor
+tell what is saved; those of the clock depend on how many cores compile side by side, and on what
+else they do.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     first, second = measure(rounds)
     print(f"{EXPERIMENT}: from the command to the end of step 1, median of {rounds}")
-    for name in Seconds._fields:
+    for name in reversed(Seconds._fields):
         a, b = getattr(first, name), getattr(second, name)
         print(f"{name:9}  first {a:6.1f} s  second {b:6.1f} s  ratio {b / a:.2f}")
 

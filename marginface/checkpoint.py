@@ -24,7 +24,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -158,11 +157,17 @@ class Checkpoints:
         self._best_metric = best_metric
         self._keep_latest = keep_latest
         self._keep_best = keep_best
-        self._orbax = ocp.StandardCheckpointer()
         self._sealer = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._sealing: tuple[int, futures.Future[None]] | None = None
         self._current: set[int] = set()  # saved or restored here, so known to be this run's
         self._damaged: set[int] = set()
+
+    @functools.cached_property
+    def _orbax(self) -> Any:
+        """Imported when it is first needed: a new run reaches its first step earlier."""
+        import orbax.checkpoint as ocp
+
+        return ocp.StandardCheckpointer()
 
     def steps(self) -> list[int]:
         """Returns the steps on disk, ascending, damaged ones included."""
@@ -276,7 +281,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._sealer.shutdown()
-            self._orbax.close()
+            if "_orbax" in vars(self):
+                self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self

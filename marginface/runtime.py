@@ -21,8 +21,8 @@ _CPU_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIV
 _MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 CACHE_BYTES = 2 * 2**30
-# Of what compiles faster, a thousand programs are a second; a file each would cost as much.
-WORTH_KEEPING_SECONDS = 0.1
+# Of what compiles faster, a file each would cost as much.
+WORTH_KEEPING_SECONDS = 0.03
 _CACHE_WARNING = r"Error (reading|writing) persistent compilation cache entry for '(.*?)'"
 
 _NO_DEVICE = "no supported devices|NO_DEVICE|INVALID_DEVICE"
