@@ -2,7 +2,7 @@
 
 Each round runs the README's main job twice with a cache folder that is empty at first, each time in
 a new run folder: Python's imports, data, network, the evaluation before training, compilation, and
-the first step, whose figures are printed once the device has computed them. Seconds of the processor
+the first step, whose figures are printed once the device has computed them. Processor seconds
 tell what is saved; those of the clock depend on how many cores compile side by side, and on what
 else they do.
 """
