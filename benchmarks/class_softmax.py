@@ -177,8 +177,8 @@ BENCHMARK = common.Benchmark(
     cases=(  # all at once, and in the chunks that loss.chunk_size=auto takes
         {"batch": 512, "dim": 512, "classes": 10_000, "chunk_size": 0},
         {"batch": 512, "dim": 512, "classes": 100_000, "chunk_size": 0},
-        {"batch": 512, "dim": 512, "classes": 100_000, "chunk_size": 640},
-        {"batch": 512, "dim": 512, "classes": 1_000_000, "chunk_size": 640},
+        {"batch": 512, "dim": 512, "classes": 100_000, "chunk_size": 768},
+        {"batch": 512, "dim": 512, "classes": 1_000_000, "chunk_size": 768},
     ),
     quick=3,
     ours=ours,

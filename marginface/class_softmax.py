@@ -191,8 +191,8 @@ def negatives(
         if reweight is not None:
             similarities = reweight(similarities, target)
         logits = scale[:, None] * similarities
-        logsumexp = _logsumexp(jnp.where(keep, logits, -jnp.inf), axis=1)
-        return logsumexp, jnp.sum(jnp.where(keep, logits, 0.0), axis=1) if with_sum else None
+        logsumexp = _logsumexp(_where(keep, logits, -jnp.inf), axis=1)
+        return logsumexp, jnp.sum(_where(keep, logits, 0.0), axis=1) if with_sum else None
 
     if precision != "highest":
         similarity = functools.partial(cast(Any, similarity), precision=precision)
@@ -235,8 +235,8 @@ def sum_negatives(
 
     def reduce(similarities: Array, keep: Array) -> Array:
         # Left out before the term: what it gives there must be finite for the gradient's sake.
-        values = term(jnp.where(keep, similarities, 0.0))
-        return jnp.sum(jnp.where(keep, values, 0.0), axis=1)
+        values = term(_where(keep, similarities, 0.0))
+        return jnp.sum(_where(keep, values, 0.0), axis=1)
 
     if precision != "highest":
         similarity = functools.partial(cast(Any, similarity), precision=precision)
@@ -272,12 +272,18 @@ def _visit_negatives(
     def visit(chunk: Classes) -> tuple[Array, Any]:
         similarities = similarity(embeddings, chunk.rows)
         keep = (chunk.ids != labels[:, None]) & (chunk.ids != PAD)
-        hardest = jnp.max(jnp.where(keep, lax.stop_gradient(similarities), -jnp.inf), axis=1)
+        hardest = jnp.max(_where(keep, lax.stop_gradient(similarities), -jnp.inf), axis=1)
         return hardest, reduce(similarities, keep, *per_example)
 
     hardest, parts = _walk(visit, classes, chunk_size, axis_name)
     hardest = jnp.max(hardest, axis=0)
     return hardest if axis_name is None else lax.pmax(hardest, axis_name), parts
+
+
+def _where(keep: Bool[Array, "b c"], values: Float[Array, "b c"], other: float) -> Array:
+    """jnp.where with an `other` that depends on the chunk, in form: lax.scan moves what does not out
+    of its loop, and so would keep a whole tile of it."""
+    return jnp.where(keep, values, jnp.where(keep[0, 0], other, other))
 
 
 def _sum(parts: Float[Array, "n b"], axis_name: str | None) -> Float[Array, "b"]:

@@ -11,7 +11,7 @@ _TF32_DIM = 512  # shorter embeddings may lose more than 1e-3 of a gradient; doc
 _DENSE_COPIES = 2  # of the [b, c] logits, in the gradient of a walk all at once
 # Logits of a chunk: on CPU cores' caches hold them, and the walk's memory stays below a twentieth
 # of that of 100,000 classes at once with b = 512.
-_TILE = {"cpu": 640 * 512}
+_TILE = {"cpu": 768 * 512}
 _EDGE = {"cpu": 768}  # classes compared with as many others
 _ACCELERATOR_TILE, _ACCELERATOR_EDGE = 2**23, 2048
 _MULTIPLE = 128

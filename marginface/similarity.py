@@ -180,7 +180,7 @@ def normalize(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     x = _wide(x)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     safe = ~(square <= _SMALLEST_SQUARE)  # so written, NaN stays NaN and stops the training
-    return jnp.where(safe, x * lax.rsqrt(jnp.where(safe, square, 1.0)), 0.0)
+    return x * jnp.where(safe, lax.rsqrt(jnp.where(safe, square, 1.0)), 0.0)
 
 
 def norm(x: Float[Array, "*n d"]) -> Float[Array, "*n"]:

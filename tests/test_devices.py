@@ -78,10 +78,10 @@ def test_the_devices_of_a_cpu_share_its_memory(monkeypatch):
     monkeypatch.setattr(devices, "_meminfo", lambda field: {"MemTotal": 2.0 * GIB}[field])
     kw = {"examples": 128, "device": device()}
     assert devices.chunk_size("auto", classes=16_384, **kw) is None
-    assert devices.chunk_size("auto", classes=16_385, **kw) == 2560
+    assert devices.chunk_size("auto", classes=16_385, **kw) == 3072
     monkeypatch.setattr(devices, "_meminfo", lambda field: 16.0 * GIB)
     assert devices.chunk_size("auto", classes=16_385, **kw) is None
-    assert devices.chunk_size("auto", classes=200_000, **kw) == 2560
+    assert devices.chunk_size("auto", classes=200_000, **kw) == 3072
 
 
 def test_processes_cut_alike_whatever_their_machines_have(monkeypatch):
