@@ -281,8 +281,10 @@ def _visit_negatives(
 
 
 def _where(keep: Bool[Array, "b c"], values: Float[Array, "b c"], other: float) -> Array:
-    """jnp.where with an `other` that depends on the chunk, in form: lax.scan moves what does not out
-    of its loop, and so would keep a whole tile of it."""
+    """jnp.where with an `other` that depends on the chunk, though in form alone.
+
+    lax.scan moves what does not out of its loop, and so would keep a whole tile of it.
+    """
     return jnp.where(keep, values, jnp.where(keep[0, 0], other, other))
 
 
