@@ -46,7 +46,7 @@ def _training(
     """Compiled once for all that is done with it."""
     kw = {"dtype": networks.dtype(), "remat": False}
     model = networks.network(network, depth=depth, width=width, embedding_dim=128, **kw)
-    return networks.Training(settings.arcface(batch=batch, **kw), model, classes, size)
+    return networks.Training(settings.arcface(batch=batch, dim=128, **kw), model, classes, size)
 
 
 def loop(case: Case) -> Answer:

@@ -88,7 +88,7 @@ def arcface(case: Case) -> Training:
     """The step that a case asks for."""
     kw = {"dtype": dtype(), "remat": bool(case.get("remat"))}
     model = network("iresnet", depth=case["depth"], embedding_dim=DIM, **kw)
-    config = settings.arcface(batch=case["batch"], **kw)
+    config = settings.arcface(batch=case["batch"], dim=DIM, **kw)
     return Training(config, model, case["classes"], case["size"], ahead=True)
 
 

@@ -53,46 +53,15 @@ def experiment(name: str, arg: str) -> Any:
     return importlib.import_module(f"experiments.{name}").get_config(arg)
 
 
-def arcface(*, batch: int, remat: bool, dtype: str) -> ConfigDict:
-    """What objective.make and step.make ask of a config: ArcFace with SGD, as in train_step.py."""
+def arcface(*, batch: int, dim: int, remat: bool, dtype: str) -> Any:
+    """ArcFace with SGD, as train_step.py measures it."""
     from benchmarks import train_step as beside
 
-    return ConfigDict(
-        {
-            "batch_size": batch,
-            "model": {"kw": {"dtype": dtype, "remat": remat}},
-            "loss": {
-                "name": "margin_softmax",
-                "kw": {},
-                "margin": "additive_angular",
-                "margin_kw": {"m": beside.MARGIN},
-                "detach": False,
-                "anneal": {},
-                "similarity": "cosine",
-                "scale": beside.SCALE,
-                "norm_as_scale": False,
-                "chunk_size": "auto",
-                "precision": "auto",
-                "sample_rate": 1.0,
-            },
-            "regularizers": {},
-            "joint": {},
-            "pairs": {},
-            "optimizer": {
-                "name": "sgd",
-                "learning_rate": beside.RATE,
-                "prototypes_factor": 1.0,
-                "weight_decay": beside.DECAY,
-                "momentum": beside.MOMENTUM,
-                "clip_norm": 0.0,
-                "accumulate": 1,
-            },
-            "schedule": {
-                "name": "cosine",
-                "warmup": 0.05,
-                "boundaries": (0.5, 0.75),
-                "factor": 0.1,
-                "power": 1.0,
-            },
-        }
+    config = experiment("arcface", f"data=casia,dim={dim}")
+    config.batch_size = batch
+    config.model.kw.update(dtype=dtype, remat=remat)
+    config.loss.margin_kw.m, config.loss.scale = beside.MARGIN, beside.SCALE
+    config.optimizer.update(
+        learning_rate=beside.RATE, momentum=beside.MOMENTUM, weight_decay=beside.DECAY
     )
+    return config
