@@ -19,4 +19,4 @@ echo "$(find "$wheels" -name '*.whl' | wc -l) wheels, $(du -sm "$wheels" | cut -
 echo "carry $wheels along with the checkout and type there, in the checkout:"
 echo "python3 -m pip install --quiet --no-index --no-deps --target" \
   "/tmp/marginface_packages $wheels/*.whl && PYTHONPATH=/tmp/marginface_packages python3 -m" \
-  "benchmarks.gpu --minutes 8 --out \"\${OUT:-runs/gpu}\""
+  "benchmarks.gpu --minutes 8 --out runs/gpu"
