@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import arcface_regular, triplet
+from experiments import arcface, arcface_regular, triplet
 from marginface import objective, sharding, step
 from marginface.models import sphereface
 
@@ -234,3 +234,28 @@ def test_a_step_waits_for_no_copy_and_donates_what_it_is_given(devices):
     assert all(leaf.is_deleted() for leaf in given)
     with pytest.raises(Exception, match="Disallowed"), jax.transfer_guard("disallow"):
         made.train(state, images, labels, hyper, seed)  # the guard sees what is not placed
+
+
+def test_sgd_holds_prototypes_momentum_and_gradient_and_no_copies(one):
+    """Compiled only: what a step with a clipped, decayed gradient takes beside its state."""
+    classes, dim = 65_536, 64
+    config = arcface.get_config()
+    config.model.embedding_dim, config.batch_size, config.loss.chunk_size = dim, BATCH, 1024
+    config.optimizer.update(name="sgd", clip_norm=1.0, weight_decay=1e-4)
+    kw = {"mesh": one, "total_steps": STEPS}
+    losses = objective.make(config, num_classes=classes, embedding_dim=dim, **kw)
+    shape = (SIZE, SIZE, 3)
+
+    class Thin(Small):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return nn.Dense(dim)(images.reshape(len(images), -1))
+
+    made = step.make(config, model=Thin(), objective=losses, image_shape=shape, **kw)
+    images = jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    lowered = made.train.lower(made.like, images, labels, objective.hyper(config), jnp.int32(0))
+    memory = lowered.compile().memory_analysis()
+    prototypes = 4 * classes * dim
+    assert memory.alias_size_in_bytes > 2 * prototypes  # the state is written over
+    assert memory.temp_size_in_bytes < 1.3 * prototypes  # the gradient
