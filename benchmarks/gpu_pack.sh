@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Collects what a bare GPU machine (JAX, Flax, Optax, Orbax, no network) lacks for the questions on
-# grain and on the sweep: wheels for Python 3.12 on x86-64, in a folder that git ignores. Their other
+# Collects what a bare GPU machine (JAX, Flax, Optax, Orbax, Matplotlib, OpenCV, tqdm; no network)
+# lacks for the question on the sweep: wheels for Python 3.12 on x86-64, in a folder that git ignores. Their other
 # dependencies come with Orbax. PYTHON chooses the Python whose pip downloads.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -417,6 +417,7 @@ class _Chunk:
                 command=run.unit.origin()["command"],
                 separability=evaluators.separability,
                 groupings=evaluators.groupings,
+                walk=train.walk_of(run.unit.config, self.group.faces, self.group.mesh),
             )
         run.close()
 

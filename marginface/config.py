@@ -150,6 +150,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "evaluate.batch_size": (1, _MANY),
 }
 _DTYPES = ("float32", "bfloat16")
+_PRECISIONS = ("auto", "highest", "tf32", "bfloat16")
 
 
 def check(config: Config) -> None:
@@ -170,6 +171,9 @@ def check(config: Config) -> None:
         raise ValueError(
             f"config.schedule.boundaries={boundaries!r}: give fractions of the run, as (0.5, 0.75)"
         )
+    if (precision := flat.get("loss.precision", "auto")) not in _PRECISIONS:
+        hint = nearest(precision, _PRECISIONS)
+        raise ValueError(f"config.loss.precision={precision!r} is unknown; {hint}")
     if (dtype := flat.get("model.kw.dtype", "float32")) not in _DTYPES:
         raise ValueError(f"config.model.kw.dtype={dtype!r} is unknown; {nearest(dtype, _DTYPES)}")
 

@@ -72,6 +72,7 @@ def of_step(
     *,
     mesh: Mesh,
     batch_size: int,
+    accumulate: int = 1,
     image_shape: tuple[int, int, int],
     hyper: Any,
     seed: Any,
@@ -82,6 +83,7 @@ def of_step(
         steps: of step.make.
         mesh: the devices.
         batch_size: of the whole batch.
+        accumulate: optimizer.accumulate, the parts it is taken in.
         image_shape: [h, w, 3].
         hyper, seed: as the step gets them.
     """
@@ -93,7 +95,7 @@ def of_step(
     like = steps.like
     parameters, gradients = _bytes(like) - _bytes(like["opt"]), _bytes(like["params"])
     rows = [x.shape[0] for x in jax.tree.leaves(like["params"]["prototypes"]) if x.ndim]
-    split = {batch_size, *rows}
+    split = {batch_size, batch_size // accumulate, *rows}
 
     def local(aval: Any) -> float:
         """What leads with the batch or with the classes is split over the mesh."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from marginface.trackers import Trackers
 
@@ -47,6 +46,8 @@ class Writer:
         kept = [r for r in read_lines(self._path) if r["step"] <= resume_step]
         write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = self._path.open("a", encoding="utf-8")
+        import tqdm  # here: the core asks for none
+
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=max(resume_step, 0),

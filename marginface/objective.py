@@ -123,10 +123,13 @@ def walk(config: Config, num_classes: int, mesh: Mesh | None) -> dict[str, Any]:
     """
     held, device = _held(num_classes, mesh)
     examples = config.batch_size // config.optimizer.accumulate
+    if config.loss.sample_rate < 1:
+        held = min(held, max(round(config.loss.sample_rate * held), examples))
+    several = config.loss.subcenters if config.loss.similarity == "subcenter_cosine" else 1
     wanted = config.loss.get("precision", "auto")  # which a config of an earlier version may lack
     return {
         "chunk_size": devices.chunk_size(
-            config.loss.chunk_size, examples=examples, classes=held, device=device
+            config.loss.chunk_size, examples=examples * several, classes=held, device=device
         ),
         "precision": devices.precision(wanted, device, dim=config.model.embedding_dim),
     }

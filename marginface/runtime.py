@@ -20,11 +20,14 @@ _CPU_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIV
 # Both name a part of a card's memory: JAX takes one of them.
 _MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
+_USUAL_THRESHOLD = gc.get_threshold()
+
 CACHE_BYTES = 2 * 2**30
 # Of what compiles faster, a file each would cost as much.
 WORTH_KEEPING_SECONDS = 0.03
 _CACHE_WARNING = r"Error (reading|writing) persistent compilation cache entry for '(.*?)'"
 
+_NO_GPU_WANTED = ("", "-1", "NoDevFiles")  # the last is what SLURM gives to jobs without a GPU
 _NO_DEVICE = "no supported devices|NO_DEVICE|INVALID_DEVICE"
 
 OUT_OF_MEMORY = (
@@ -86,6 +89,13 @@ def collect_rarely() -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
+def collect_as_usual() -> None:
+    """Looks for garbage as often as Python does, but never again through what is there now."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_USUAL_THRESHOLD)
+
+
 def start() -> None:
     """Finds the devices and keeps what is compiled for the next process.
 
@@ -128,7 +138,7 @@ def find_devices() -> None:
         raise ValueError(f"{setting}{why}; JAX_PLATFORMS=cpu runs on the processor") from error
     finally:
         jax_logger.removeFilter(_says_more)
-    if found != "cpu" or asked or not has_nvidia_gpu() or visible in ("", "-1"):
+    if found != "cpu" or asked or not has_nvidia_gpu() or visible in _NO_GPU_WANTED:
         return
     if not plugins:
         print(
@@ -139,8 +149,8 @@ def find_devices() -> None:
         )
     elif visible is not None:
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES={visible} leaves no GPU: give numbers that nvidia-smi lists; "
-            "JAX_PLATFORMS=cpu runs on the processor"
+            f"CUDA_VISIBLE_DEVICES={visible}, and JAX finds no GPU: give numbers that nvidia-smi "
+            "lists, and see that it lists any; JAX_PLATFORMS=cpu runs on the processor"
         )
 
 
@@ -155,16 +165,17 @@ def _says_more(record: logging.LogRecord) -> bool:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache folder, at most CACHE_BYTES of them.
+    """Keeps compiled programs in the user's cache folder, cut to CACHE_BYTES at each start.
 
-    Nothing changes where the user set JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE;
-    where the folder cannot be written, one line says so. Any number of processes may share it.
-    JAX's own bound (jax_compilation_cache_max_size) is not used: it holds a lock for every read,
-    and a process killed between an entry and the note of its age ends all later writes.
+    Where several CPU devices work together the cache is off, whatever the user set. A program from
+    it has lost the order of its collectives: two devices that begin with different ones wait for
+    each other, and XLA aborts (jax 0.10.2).
 
-    Where several CPU devices work together the cache is off. A program from it has lost the order
-    of its collectives: two devices that begin with different ones wait for each other, and XLA
-    aborts (jax 0.10.2).
+    Else nothing changes where the user set JAX_COMPILATION_CACHE_DIR or
+    JAX_ENABLE_COMPILATION_CACHE; where the folder cannot be written, one line says so. Any number
+    of processes may share it. JAX's own bound (jax_compilation_cache_max_size) is not used: it
+    holds a lock for every read, and a process killed between an entry and the note of its age ends
+    all later writes.
     """
     import jax
 
@@ -229,7 +240,7 @@ def _mend(folder: pathlib.Path) -> None:
     """Removes what JAX cannot read, so that it is written anew, and keeps its warnings silent.
 
     A process that is killed, or a full disk, leaves half an entry; JAX would compile that program
-    in every run and never write over it.
+    in every run and never write over it. All programs of that one's name go with it.
     """
     show = warnings.showwarning
 

@@ -28,6 +28,7 @@ from marginface import (
     models,
     objective,
     pair_losses,
+    runtime,
     sharding,
     step,
 )
@@ -174,6 +175,7 @@ def train(
             results = evaluate(0, state)
             writer.write(0, results)
         window.restart_clock()
+        runtime.collect_as_usual()
         with Preemption() as preemption:
             while now < total:
                 try:
@@ -221,6 +223,7 @@ def train(
             command=(origin or {}).get("command"),
             separability=evaluators.separability,
             groupings=evaluators.groupings,
+            walk=walk_of(config, faces, mesh),
         )
     return True
 
@@ -316,12 +319,17 @@ def describe(
         steps,
         mesh=mesh,
         batch_size=config.batch_size,
+        accumulate=config.optimizer.accumulate,
         image_shape=image_shape_of(faces, config.batch_size, mesh),
         hyper=hyper,
         seed=seed,
     )
-    walk = objective.walk(config, faces.num_classes, mesh) if config.loss.name else None
-    return footprint.describe(need, mesh=mesh, walk=walk)
+    return footprint.describe(need, mesh=mesh, walk=walk_of(config, faces, mesh))
+
+
+def walk_of(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """objective.walk, None without a loss over classes."""
+    return objective.walk(config, faces.num_classes, mesh) if config.loss.name else None
 
 
 def make_model(config: Config) -> Any:

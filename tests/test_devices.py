@@ -130,6 +130,24 @@ def test_a_walk_asks_a_device_of_its_own_process():
     assert objective.chunk_size_between(config, 512, mesh) is None
 
 
+def test_a_walk_over_a_sample_or_several_prototypes_a_class_is_cut_by_what_it_holds(monkeypatch):
+    limits = []
+
+    def chunk_size(wanted, *, examples, classes, device):
+        limits.append((examples, classes))
+
+    monkeypatch.setattr(devices, "chunk_size", chunk_size)
+    config = arcface.get_config()
+    config.batch_size = 64
+    objective.walk(config, 25_600, None)
+    config.loss.sample_rate = 0.1
+    objective.walk(config, 25_600, None)
+    config.loss.sample_rate, config.loss.similarity = 1.0, "subcenter_cosine"
+    config.loss.subcenters = 3
+    objective.walk(config, 25_600, None)
+    assert limits == [(64, 25_600), (64, 2560), (192, 25_600)]
+
+
 # ---- the config ----------------------------------------------------------------------------------
 
 

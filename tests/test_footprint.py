@@ -28,10 +28,11 @@ class Small(nn.Module):
         return nn.Dense(DIM)(x.reshape(len(x), -1))
 
 
-def traced(mesh, model=None, classes=300, **changes):
+def traced(mesh, model=None, classes=300, accumulate=1, **changes):
     """(the footprint, the step's functions, the shapes of what it is given)."""
     config = arcface_regular.get_config()
     config.batch_size, config.model.embedding_dim = BATCH, DIM
+    config.optimizer.accumulate = accumulate
     config.loss.update(**changes)
     losses = objective.make(
         config, num_classes=classes, embedding_dim=DIM, mesh=mesh, total_steps=10
@@ -46,7 +47,13 @@ def traced(mesh, model=None, classes=300, **changes):
     )
     numbers = sharding.put_everywhere(mesh, (objective.hyper(config), jnp.int32(0)))
     need = footprint.of_step(
-        steps, mesh=mesh, batch_size=BATCH, image_shape=SHAPE, hyper=numbers[0], seed=numbers[1]
+        steps,
+        mesh=mesh,
+        batch_size=BATCH,
+        accumulate=accumulate,
+        image_shape=SHAPE,
+        hyper=numbers[0],
+        seed=numbers[1],
     )
     by_batch = NamedSharding(mesh, P(sharding.AXIS))
     images = jax.ShapeDtypeStruct((BATCH, *SHAPE), jnp.float32, sharding=by_batch)
@@ -61,6 +68,7 @@ def traced(mesh, model=None, classes=300, **changes):
         (1, {"classes": 20_000}),
         (8, {"classes": 20_000}),
         (1, {"classes": 20_000, "chunk_size": 1024}),
+        (8, {"accumulate": 4}),
     ],
 )
 def test_the_estimate_is_within_a_factor_of_two(devices, arguments):

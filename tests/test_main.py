@@ -125,6 +125,7 @@ def test_each_experiment_and_variant_has_its_own_folder():
         ([EXPERIMENT, "--config.model.kw.dropout=2"], "dropout=2.0: give 0.0 to 0.99"),
         ([EXPERIMENT, "--config.data.kw.folds=1"], "config.data.kw.folds=1: give 2 or more"),
         ([EXPERIMENT, "--config.loss.chunk_size=-1"], "config.loss.chunk_size=-1"),
+        ([EXPERIMENT, "--config.loss.precision=half"], "loss.precision='half' is unknown"),
         (
             [EXPERIMENT, "--config.regularizers.exclusive.chunk_size=-1"],
             "exclusive.chunk_size=-1: give a number of classes",

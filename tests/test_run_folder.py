@@ -55,6 +55,24 @@ def test_claim(tmp_path):
         run_folder.claim(workdir / "config.json" / "below", "{}")
 
 
+def test_a_run_of_an_earlier_version_goes_on_where_the_walk_is_as_it_was(tmp_path):
+    before = {"loss": {"scale": 64.0, "chunk_size": 0}}
+    run_folder.claim(tmp_path, json.dumps(before))
+    for precision in ("auto", "highest"):
+        now = {"loss": {"scale": 64.0, "chunk_size": "auto", "precision": precision}}
+        run_folder.claim(tmp_path, json.dumps(now))
+    now["loss"]["precision"] = "bfloat16"
+    with pytest.raises(ValueError, match=r"loss\.precision was absent, is bfloat16"):
+        run_folder.claim(tmp_path, json.dumps(now))
+
+
+def test_a_summary_says_what_became_of_auto(mesh8):
+    kw = {"config_hash": "abc123", "wall_s": 1.0, "mesh": mesh8}
+    walk = {"precision": "tf32", "chunk_size": None}
+    summary = run_folder.summarise(FIGURES, walk=walk, **kw)
+    assert (summary["config/precision"], summary["config/chunk_size"]) == ("tf32", 0)
+
+
 def test_report(tmp_path, mesh8, capsys):
     run_folder.claim(tmp_path, '{"loss": {"scale": 64.0}}')
     lines = [

@@ -1,5 +1,6 @@
 """What a first run meets: kept programs, devices that are not there, a card's memory."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -80,6 +81,15 @@ def test_the_folder_is_the_users(monkeypatch, tmp_path):
         assert runtime.cache_folder() == tmp_path / ".cache/marginface"
 
 
+def test_garbage_is_looked_for_as_usual_after_the_start():
+    usual = gc.get_threshold()
+    runtime.collect_rarely()
+    assert gc.get_threshold()[0] > 10 * usual[0]
+    runtime.collect_as_usual()
+    assert gc.get_threshold() == usual
+    gc.unfreeze()
+
+
 @pytest.fixture
 def found(monkeypatch):
     """Sets what JAX finds where, and asks."""
@@ -126,7 +136,7 @@ UNKNOWN = RuntimeError(
             {"error": RuntimeError("the driver is too old"), "plugin": True, "visible": "0"},
             "JAX_PLATFORMS=cuda: the driver is too old",
         ),
-        (None, {"plugin": True, "gpu": True, "visible": "7"}, "=7 leaves no GPU: give numbers"),
+        (None, {"plugin": True, "gpu": True, "visible": "7"}, "=7, and JAX finds no GPU: give num"),
     ],
 )
 def test_devices_that_are_not_there_are_an_input_error(platforms, arguments, expected, found):
@@ -143,6 +153,7 @@ def test_a_gpu_that_jax_cannot_use_is_pointed_out(found, capsys):
         ("cpu", {"gpu": True}),
         (None, {"gpu": True, "visible": ""}),
         (None, {"gpu": True, "visible": "-1", "plugin": True}),
+        (None, {"gpu": True, "visible": "NoDevFiles", "plugin": True}),
     ):
         found(platforms, **arguments)
     assert capsys.readouterr().err == ""

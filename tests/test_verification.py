@@ -216,6 +216,23 @@ def test_every_image_is_embedded_once_in_order(batch_size):
     assert seen[:10] == list(range(10))
 
 
+def test_a_batch_is_handed_over_before_the_last_is_read():
+    happened = []
+
+    class Lazy:
+        def __init__(self, labels):
+            self.labels = labels
+            happened.append(f"start {labels[0]}")
+
+        def __array__(self, *_, **__):
+            happened.append(f"read {self.labels[0]}")
+            return np.zeros((4, 2))
+
+    source = Source(np.zeros((12, 3)))
+    common.embed_all(lambda _, batch: Lazy(batch["label"]), None, source, decode, 4)
+    assert happened == ["start 0", "start 4", "read 0", "start 8", "read 4", "read 8"]
+
+
 def test_embeddings_refused():
     source = Source(np.zeros((10, 3)))
 

@@ -6,7 +6,7 @@ from benchmarks import sweep as beside
 from benchmarks.gpu.question import OURS, Answer, Case, Contender, Held, Question, Remark, answered
 
 UNITS = 16
-_NEEDS = ("ml_collections", "grain", "simplejpeg")
+_NEEDS = ("ml_collections", "grain", "simplejpeg", "cv2", "matplotlib", "tqdm")
 _ONE = ("--filter", "m=0.3", "weight=1")
 _TWO = ("--filter", "m=0.3,0.5", "weight=1")
 

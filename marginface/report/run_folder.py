@@ -30,8 +30,8 @@ Summary = dict[str, Any]
 # What may differ between a run and its continuation: where things are, not what they are; and
 # whether an unreadable image stops it, which is what the message of a run so stopped advises.
 MAY_CHANGE = ("data.workers", "data.kw.root", "data.kw.unreadable", "wandb.", "tensorboard")
-# What the configs of earlier versions lack, and what their runs did.
-_ABSENT = {"loss.precision": "auto"}
+# Keys that the configs of earlier versions lack, and the values with which such a run continues.
+_SINCE = {"loss.precision": ("auto", "highest")}  # they ran on CPU, where both are float32
 _UNTRAINED = "untrained/"
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ORIGIN = ("commit", "config/", "device/", "version/")
@@ -152,8 +152,9 @@ def differing(path: pathlib.Path, config_json: str) -> list[str]:
         path: a config.json.
         config_json: another config.
     """
-    old = _ABSENT | dotted(from_json(path.read_text(encoding="utf-8")))
-    new = _ABSENT | dotted(json.loads(config_json))
+    old = dotted(from_json(path.read_text(encoding="utf-8")))
+    new = dotted(json.loads(config_json))
+    old |= {k: new[k] for k, known in _SINCE.items() if k not in old and new.get(k) in known}
     return [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
         for key in sorted(old | new)
@@ -173,6 +174,7 @@ def report(
     command: str | None = None,
     separability: np.ndarray | None = None,
     groupings: Sequence[grouping.Evaluator] = (),
+    walk: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes summary.json, plots/, separability.npy and summary.md, and prints the final table.
 
@@ -185,6 +187,7 @@ def report(
         command: what to type to run it again.
         separability: Sep_i of every class, if there are prototypes.
         groupings: evaluators of latent groups, if there are groups.
+        walk: what loss.precision and loss.chunk_size came to, if classes are walked over.
     """
     from marginface.report import plots  # here: Matplotlib's import is a tenth of a run's start
 
@@ -198,6 +201,7 @@ def report(
         config_hash=hashlib.sha256(config_json.encode()).hexdigest()[:12],
         wall_s=seconds,
         mesh=mesh,
+        walk=walk,
         untrained={k: v for k, v in untrained.items() if k in results},
     )
     write_summary(workdir, summary)
@@ -248,6 +252,7 @@ def summarise(
     config_hash: str,
     wall_s: float,
     mesh: Mesh,
+    walk: Mapping[str, Any] | None = None,
     untrained: Mapping[str, float] | None = None,
 ) -> Summary:
     """Figures, and all that is needed to say where they come from.
@@ -257,6 +262,7 @@ def summarise(
         config_hash: the digest of the config.
         wall_s: seconds that the run took.
         mesh: the devices of the run.
+        walk: what loss.precision and loss.chunk_size came to, see objective.walk.
         untrained: the same evaluation before the first step.
     """
     device = mesh.devices.flat[0]
@@ -265,6 +271,7 @@ def summarise(
         **{_UNTRAINED + name: value for name, value in (untrained or {}).items()},
         "time/wall_s": wall_s,
         "config/hash": config_hash,
+        **{f"config/{name}": value or 0 for name, value in (walk or {}).items()},
         "commit": commit(),
         "device/kind": device.device_kind,
         "device/platform": device.platform,
