@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from marginface import class_losses, class_softmax, margins
+from marginface.losses import class_losses, class_softmax, margins
 
 MARGIN, SCALE = 0.5, 64.0
 
@@ -24,7 +24,7 @@ def inputs(case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def ours(case: Mapping[str, Any]) -> common.Step:
-    """marginface.class_softmax; chunk_size 0 is all at once, as in the experiments' configs."""
+    """marginface's form; chunk_size 0 is all at once, as in the experiments' configs."""
     embeddings, labels, prototypes = map(jnp.asarray, inputs(case))
     labels = labels.astype(jnp.int32)
 

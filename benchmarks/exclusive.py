@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from marginface import class_softmax, devices, regularizers
+from marginface import devices
+from marginface.losses import class_softmax, regularizers
 
 
 def inputs(case: Mapping[str, Any]) -> np.ndarray:
@@ -18,7 +19,7 @@ def inputs(case: Mapping[str, Any]) -> np.ndarray:
 
 
 def ours(case: Mapping[str, Any]) -> common.Step:
-    """marginface.regularizers.exclusive, as loss.chunk_size=auto cuts it."""
+    """marginface.losses.regularizers.exclusive, as loss.chunk_size=auto cuts it."""
     prototypes = jnp.asarray(inputs(case))
     size = devices.chunk_size_between("auto", classes=len(prototypes), device=jax.devices()[0])
 

@@ -26,9 +26,9 @@ import numpy as np
 
 from benchmarks import common
 from launch import results
-from marginface import class_losses, margins
-from marginface.class_softmax import all_classes
-from marginface.similarity import cosine, normalize
+from marginface.losses import class_losses, margins
+from marginface.losses.class_softmax import all_classes
+from marginface.losses.similarity import cosine, normalize
 
 PAGE = common.ROOT / "docs" / "precision.md"
 RUN = pathlib.Path("runs") / "precision"
@@ -158,9 +158,10 @@ def trained(b: int) -> Problem:
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         subprocess.run(command, cwd=common.ROOT, check=True, env=environment)
     from marginface import config as configs
-    from marginface import objective, sharding, train
-    from marginface.checkpoint import Checkpoints
+    from marginface import sharding, train
     from marginface.evaluators.common import embed_all
+    from marginface.training import objective
+    from marginface.training.checkpoint import Checkpoints
 
     config = configs.from_json((folder / "config.json").read_text(encoding="utf-8"))
     faces, _ = train.load_data(config)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from marginface import objective, sharding
-from marginface import step as step_of
+from marginface import sharding
 from marginface.models import iresnet
+from marginface.training import objective
+from marginface.training import step as step_of
 
 MARGIN, SCALE, CLASSES, DIM = 0.5, 64.0, 10_572, 512
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4

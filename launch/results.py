@@ -18,9 +18,10 @@ from collections.abc import Sequence
 
 from launch.comparison import cited, compare, problems
 from launch.rows import Row, gather, is_table, merge, read_csv, settings, to_csv
-from marginface import command, metrics
+from marginface import command
 from marginface.command import Parser
 from marginface.report import tables
+from marginface.runs import metrics
 
 __all__ = ["Row", "gather", "read_csv", "settings", "stale", "update"]
 

@@ -30,10 +30,11 @@ import numpy as np
 from launch import units as sweeps
 from launch.sweep import check_folders
 from launch.units import Unit
-from marginface import command, metrics, runtime
+from marginface import command, runtime
 from marginface import config as configs
 from marginface.command import Parser
 from marginface.config import Config
+from marginface.runs import metrics
 
 SEARCH = "search.json"
 BACKENDS = {"local": "local", "vmap": "together"}  # their units have ended when they return
@@ -456,7 +457,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--dry_run", action="store_true", help="print ranges and first commands, and stop")
     for name, module in BACKENDS.items():
         group = parser.add_argument_group(f"--backend {name}")
-        importlib.import_module(f"launch.{module}").add_arguments(group)
+        importlib.import_module(f"launch.engines.{module}").add_arguments(group)
     options, changes = parser.parse_with_changes(argv)
     for name, least in {"trials": 1, "seeds": 0, "held_out": 4, "batch": 1}.items():
         if (given := getattr(options, name)) < least:
@@ -476,7 +477,7 @@ def run(argv: Sequence[str]) -> None:
         _print_plan(searches, options)
         return
     _optuna()
-    backend = importlib.import_module(f"launch.{BACKENDS[options.backend]}")
+    backend = importlib.import_module(f"launch.engines.{BACKENDS[options.backend]}")
     search(
         searches,
         trials=options.trials,

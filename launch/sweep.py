@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs"), help="where the folders go")
     add("--dry_run", action="store_true", help="print what would run or be sent, and stop")
     for name in dict.fromkeys(BACKENDS.values()):
-        module = importlib.import_module(f"launch.{name}")
+        module = importlib.import_module(f"launch.engines.{name}")
         module.add_arguments(parser.add_argument_group(f"--backend {_backend_of(name)}"))
     return parser.parse_with_changes(argv)
 
@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     states = {unit.folder: sweeps.state(unit.folder) for unit in units}
     todo = [u for u in units if states[u.folder].kind not in ("done", "diverged")]
     print(f"{len(units)} units, {len(units) - len(todo)} of them ended before", flush=True)
-    backend = importlib.import_module(f"launch.{BACKENDS[options.backend]}")
+    backend = importlib.import_module(f"launch.engines.{BACKENDS[options.backend]}")
     if options.dry_run:
         _print_rendered(todo, backend, options)
         return 0

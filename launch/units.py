@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from marginface import config as configs
-from marginface import metrics
 from marginface.config import Config
 from marginface.report import run_folder
+from marginface.runs import metrics
 
 SWEEP = "sweep.json"
 

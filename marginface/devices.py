@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from marginface.similarity import PRECISIONS, Precision
+from marginface.losses.similarity import PRECISIONS, Precision
 
 _UNKNOWN = 4e9  # a system that does not say how much memory it has: what any machine has
 _TF32_DIM = 512  # shorter embeddings may lose more than 1e-3 of a gradient; docs/precision.md

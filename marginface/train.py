@@ -20,25 +20,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marginface import config as configs
-from marginface import (
-    data,
-    footprint,
-    groups,
-    metrics,
-    models,
-    objective,
-    pair_losses,
-    runtime,
-    sharding,
-    step,
-)
-from marginface.checkpoint import Checkpoints, Preemption
+from marginface import models, runtime, sharding
 from marginface.config import Config
-from marginface.data import Faces, Pairs, cleaned, held_out, pipeline
+from marginface.data import Faces, Pairs, cleaned, held_out, pipeline, readers
 from marginface.evaluators import geometry, grouping, verification
 from marginface.evaluators.common import NotFiniteError
+from marginface.losses import groups, pair_losses
 from marginface.report import run_folder
-from marginface.trackers import start_trackers
+from marginface.runs import metrics
+from marginface.runs.trackers import start_trackers
+from marginface.training import footprint, objective, step
+from marginface.training.checkpoint import Checkpoints, Preemption
 
 SCORES = ("cosine", "group_aware", "siamese")
 GROUP_OUTPUTS = ("group_feature", "group_logits")  # evaluated beside the embedding, if there
@@ -253,7 +245,7 @@ def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
 
 def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
     """The training set and the test sets that config.data names; or validation in their place."""
-    reader = configs.find_module(data, config.data.name, "load", "data.name")
+    reader = configs.find_module(readers, config.data.name, "load", "data.name")
     arguments = config.data.kw.to_dict()
     configs.check_arguments(reader.load, arguments, "data.kw")
     faces, test_sets = reader.load(**arguments)

@@ -4,7 +4,8 @@ import json
 
 import tiny_sweep
 
-from launch import board, units
+from launch import units
+from launch.engines import board
 
 
 def found(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from marginface.checkpoint import Checkpoints, Preemption
+from marginface.training.checkpoint import Checkpoints, Preemption
 
 WARNING = "is not used"
 FLIP, TRUNCATE, REMOVE = "differs from its sha256", "bytes, not", "is missing"
@@ -288,7 +288,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_earlier_steps(small_disk, mesh, c
 SAVE_UNTIL_FULL = """
 import pathlib, shutil, sys, types
 import jax, jax.numpy as jnp, numpy as np
-from marginface.checkpoint import Checkpoints
+from marginface.training.checkpoint import Checkpoints
 
 shutil.disk_usage = lambda _: types.SimpleNamespace(free=2**60)  # enough when it begins to write
 folder = pathlib.Path(sys.argv[1])
@@ -328,7 +328,7 @@ def test_a_disk_that_fills_while_writing_leaves_nothing_half_written(small_disk)
 SAVE_FOREVER = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from marginface.checkpoint import Checkpoints
+from marginface.training.checkpoint import Checkpoints
 
 def state_at(step):
     return {"x": jnp.asarray(np.random.default_rng(step).standard_normal(50_000), jnp.float32)}

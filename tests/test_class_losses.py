@@ -15,8 +15,8 @@ import oracles
 import pytest
 from jax import P
 
-from marginface import class_losses, margins, similarity
-from marginface.class_softmax import all_classes, sample_classes
+from marginface.losses import class_losses, margins, similarity
+from marginface.losses.class_softmax import all_classes, sample_classes
 
 C, PADDED, D, K = 29, 32, 4, 3  # four rows a device; the last holds one class and three pads
 LABELS = np.array([0, 3, 4, 7, 28, 28, 13, 20])  # the edges of shards, a repeated one, the last

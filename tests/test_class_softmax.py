@@ -9,15 +9,9 @@ import oracles
 import pytest
 from jax import P
 
-from marginface import margins, similarity
-from marginface.class_losses import margin_softmax as margin_softmax_loss
-from marginface.class_softmax import (
-    PAD,
-    Classes,
-    all_classes,
-    negatives,
-    target_similarity,
-)
+from marginface.losses import margins, similarity
+from marginface.losses.class_losses import margin_softmax as margin_softmax_loss
+from marginface.losses.class_softmax import PAD, Classes, all_classes, negatives, target_similarity
 
 
 def margin_softmax(*args, reweight=None, **kw):

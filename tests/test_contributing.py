@@ -10,7 +10,9 @@ import numpy as np
 import test_margins
 
 from marginface import config as configs
-from marginface import margins, objective, sharding
+from marginface import sharding
+from marginface.losses import margins
+from marginface.training import objective
 
 TEXT = pathlib.Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 

@@ -8,7 +8,8 @@ import pytest
 
 from experiments import arcface
 from marginface import config as configs
-from marginface import devices, objective
+from marginface import devices
+from marginface.training import objective
 
 GIB = 2**30
 

@@ -13,7 +13,8 @@ import pytest
 import tiny_sweep
 import yaml
 
-from launch import cloud, kubernetes, slurm, units
+from launch import units
+from launch.engines import cloud, kubernetes, slurm
 from launch.units import Unit
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

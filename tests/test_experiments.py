@@ -11,7 +11,9 @@ import pytest
 
 from experiments import common
 from marginface import config as configs
-from marginface import margins, objective, sharding, train
+from marginface import sharding, train
+from marginface.losses import margins
+from marginface.training import objective
 
 FILES = sorted(
     p

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from marginface.data import folder
 from marginface.data.archives import FolderFiles, ZipFiles, open_files
-from marginface.data.folder import by_identity, draw_pairs
+from marginface.data.readers import folder
+from marginface.data.readers.folder import by_identity, draw_pairs
 
 
 def picture(number):

@@ -10,8 +10,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import arcface_regular
-from marginface import footprint, objective, sharding, step
+from marginface import sharding
 from marginface.models import sphereface
+from marginface.training import footprint, objective, step
 
 BATCH, SHAPE, DIM = 32, (32, 32, 3), 32
 

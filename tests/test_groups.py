@@ -12,7 +12,7 @@ import oracles
 import pytest
 from jax.sharding import NamedSharding
 
-from marginface import groups, joint_losses
+from marginface.losses import groups, joint_losses
 from marginface.models import group_head, sphereface
 
 KEY = jax.random.key(0)

@@ -9,7 +9,8 @@ import pytest
 
 from marginface import config as configs
 from marginface import train
-from marginface.data import cleaned, folder, held_out, pipeline, synthetic
+from marginface.data import cleaned, held_out, pipeline
+from marginface.data.readers import folder, synthetic
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,13 @@ import sys
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
 CORE = (
-    *("margins", "similarity", "class_softmax", "class_losses", "joint_losses", "pair_losses"),
-    *("regularizers", "groups", "objective", "optim", "sharding", "step", "runtime", "footprint"),
-    *("models.sphereface", "models.iresnet", "models.group_head", "data.synthetic"),
+    *(f"losses.{name}" for name in ("margins", "similarity", "class_softmax", "class_losses")),
+    *(f"losses.{name}" for name in ("joint_losses", "pair_losses", "regularizers", "groups")),
+    *("training.objective", "training.optim", "training.step", "training.footprint"),
+    *("sharding", "runtime", "devices"),
+    *("models.sphereface", "models.iresnet", "models.group_head", "data.readers.synthetic"),
 )
-MAY_KNOW_CONFIGS = {"main.py", "command.py", "clean.py", "train.py", "config.py"}
+MAY_KNOW_CONFIGS = {"main.py", "command.py", "__main__.py", "train.py", "config.py"}
 MAY_KNOW_CONFIGS |= {"objective.py", "step.py"}
 
 
@@ -27,6 +29,13 @@ def test_the_core_imports_with_jax_flax_optax_numpy_and_absl_alone():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_losses_know_losses_alone():
+    for path in (PACKAGE / "losses").glob("*.py"):
+        found = re.findall(r"^ *(?:from|import) (marginface[\w.]*)", path.read_text(), re.M)
+        others = {name for name in found if not name.startswith("marginface.losses")}
+        assert others <= {"marginface.typing"}, (path, others)
 
 
 def test_configs_stop_at_the_top():

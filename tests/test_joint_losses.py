@@ -9,9 +9,9 @@ import oracles
 import pytest
 from jax import P
 
-from marginface import joint_losses
-from marginface.class_softmax import PAD, all_classes
-from marginface.similarity import Linear
+from marginface.losses import joint_losses
+from marginface.losses.class_softmax import PAD, all_classes
+from marginface.losses.similarity import Linear
 
 C, PADDED, D, DEVICES = 29, 32, 6, 8  # four rows a device; the last holds one class and three pads
 LABELS = np.array([0, 3, 4, 7, 28, 28, 13, 20])  # the edges of shards, a repeated one, the last

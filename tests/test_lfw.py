@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from marginface.data import lfw
+from marginface.data.readers import lfw
 
 PEOPLE = {f"P_{i}": 1 + i % 3 for i in range(12)}
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from marginface import margins
+from marginface.losses import margins
 
 THETA = np.linspace(0, np.pi, 4001)
 CASES = {

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from marginface import metrics
+from marginface.runs import metrics
 
 
 def lines(path):

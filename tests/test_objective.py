@@ -16,7 +16,9 @@ from experiments import (
     subcenter_arcface,
     triplet,
 )
-from marginface import objective, regularizers, sharding
+from marginface import sharding
+from marginface.losses import regularizers
+from marginface.training import objective
 
 
 def evaluate(config, step=0, total_steps=10):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from marginface import optim
+from marginface.training import optim
 
 HYPER = {"clip_norm": 0.0, "weight_decay": 0.05, "momentum": 0.9, "b1": 0.8, "b2": 0.95}
 RATE, STEPS = 0.1, 6

@@ -12,7 +12,7 @@ import pair_oracles
 import pytest
 from jax import P
 
-from marginface import pair_losses
+from marginface.losses import pair_losses
 
 B, D, MARGIN = 16, 4, 0.5
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4, 0, 5, 5, 1])  # one of them alone

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from marginface.data import Faces, folder, synthetic
+from marginface.data import Faces
 from marginface.data.pipeline import train_iterator
+from marginface.data.readers import folder, synthetic
 
 
 class Numbers:

@@ -12,8 +12,8 @@ import oracles
 import pytest
 from jax import P
 
-from marginface import class_losses, margins, similarity
-from marginface.class_softmax import all_classes, negatives
+from marginface.losses import class_losses, margins, similarity
+from marginface.losses.class_softmax import all_classes, negatives
 
 ROUNDED = ("tf32", "bfloat16")
 every_precision = pytest.mark.parametrize("precision", similarity.PRECISIONS)

@@ -7,8 +7,8 @@ import oracles
 import pytest
 from jax import P
 
-from marginface.class_softmax import Classes, all_classes
-from marginface.regularizers import exclusive, hyperspherical_energy, uniform
+from marginface.losses.class_softmax import Classes, all_classes
+from marginface.losses.regularizers import exclusive, hyperspherical_energy, uniform
 
 C, PADDED, D = 29, 32, 6
 

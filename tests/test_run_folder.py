@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from marginface import metrics
 from marginface.data import Pairs
 from marginface.evaluators import grouping, verification
 from marginface.report import plots, run_folder
+from marginface.runs import metrics
 
 FIGURES = {
     "loss/total": 3.25,

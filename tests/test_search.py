@@ -11,7 +11,7 @@ from experiments import common
 from launch import search as searches
 from launch.search import Budget, Range, Search, Space, Stopped, propose, search
 from marginface import config as configs
-from marginface import objective
+from marginface.training import objective
 
 FILES = sorted(
     p

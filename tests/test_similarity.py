@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 
-from marginface import similarity
+from marginface.losses import similarity
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from commands import COMPILE_QUICKLY
 from PIL import Image
 
-from marginface import metrics
+from marginface.runs import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "tests/slurm"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import arcface, arcface_regular, triplet
-from marginface import objective, sharding, step
+from marginface import sharding
 from marginface.models import sphereface
+from marginface.training import objective, step
 
 STEPS, BATCH, CLASSES, SIZE = 20, 16, 10, 16
 

@@ -10,9 +10,12 @@ import pytest
 from commands import ROOT
 from PIL import Image
 
-from marginface import clean, main, subcenters, train
 from marginface import config as configs
-from marginface.data import cleaned, synthetic
+from marginface import main, train
+from marginface.clean import __main__ as clean
+from marginface.clean import subcenters
+from marginface.data import cleaned
+from marginface.data.readers import synthetic
 
 
 @pytest.fixture(autouse=True)

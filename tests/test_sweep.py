@@ -8,7 +8,8 @@ import pytest
 import tiny_sweep
 from commands import COMPILE_QUICKLY
 
-from launch import local, sweep, units
+from launch import sweep, units
+from launch.engines import local
 from launch.units import Unit
 
 

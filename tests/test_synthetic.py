@@ -10,7 +10,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface.data import face_renderer, face_traits, synthetic
+from marginface.data.faces import renderer as face_renderer
+from marginface.data.faces import traits as face_traits
+from marginface.data.readers import synthetic
 
 SIZE, BATCH = 24, 24  # one shape for all tests: each costs a compilation
 

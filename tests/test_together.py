@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tiny_sweep
 
-from launch import together, units
-from marginface import metrics, sharding, train
-from marginface.checkpoint import Checkpoints, Preemption
+from launch import units
+from launch.engines import together
+from marginface import sharding, train
 from marginface.evaluators.common import NotFiniteError
 from marginface.report import plots
+from marginface.runs import metrics
+from marginface.training.checkpoint import Checkpoints, Preemption
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import sys
 import pytest
 from commands import SMALL, interrupt, run, start
 
-from marginface import metrics, trackers
 from marginface.report import run_folder
-from marginface.trackers import Trackers, start_trackers
+from marginface.runs import metrics, trackers
+from marginface.runs.trackers import Trackers, start_trackers
 
 
 def config(*, wandb=False, tensorboard=False, mode="offline", **more):

@@ -15,7 +15,7 @@ import pytest
 from commands import SMALL, finish, interrupt, run, start
 
 from launch import rows
-from marginface import metrics
+from marginface.runs import metrics
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from benchmarks.gpu.question import (
     answered,
     words,
 )
-from marginface import similarity
+from marginface.losses import similarity
 from marginface.models import iresnet, layers
 
 _FAR_BELOW = 0.5  # of the best convolution's rate

@@ -23,8 +23,9 @@ from benchmarks.gpu.question import (
     answered,
     fastest,
 )
-from marginface import class_losses, class_softmax, devices, margins, regularizers
-from marginface.similarity import PRECISIONS
+from marginface import devices
+from marginface.losses import class_losses, class_softmax, margins, regularizers
+from marginface.losses.similarity import PRECISIONS
 
 DIM = 512
 CHUNKS = (8192, 16_384, 65_536, 32_768, 4096, 2048)

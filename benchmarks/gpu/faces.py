@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.gpu import networks, settings, timing
 from benchmarks.gpu.question import OURS, Answer, Case, Contender, Held, Question, Remark, fastest
-from marginface.data import synthetic
+from marginface.data.readers import synthetic
 
 _STEPS = 4  # of the loop in one sample
 

@@ -20,8 +20,9 @@ from benchmarks.gpu.question import (
     fastest,
     others,
 )
-from marginface import objective, sharding
-from marginface import step as step_of
+from marginface import sharding
+from marginface.training import objective
+from marginface.training import step as step_of
 
 DIM = 512
 TOTAL = 1000  # updates of the run that the schedule thinks it is in

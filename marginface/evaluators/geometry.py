@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from marginface import class_softmax, regularizers, sharding
+from marginface import sharding
+from marginface.losses import class_softmax, regularizers
 from marginface.typing import Array, Float
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from marginface import groups
 from marginface.evaluators import verification
+from marginface.losses import groups
 
 
 class Evaluator:

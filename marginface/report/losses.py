@@ -22,9 +22,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from marginface import objective, regularizers, sharding, step, train
-from marginface.class_softmax import all_classes
+from marginface import sharding, train
+from marginface.losses import regularizers
+from marginface.losses.class_softmax import all_classes
 from marginface.report.plots import _STYLE, BLUE, GREEN, GREY, VERMILION
+from marginface.training import objective, step
 from marginface.typing import Array
 
 # Tol's muted palette and black: ten identities told apart by colour-blind readers.

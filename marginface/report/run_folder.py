@@ -21,9 +21,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 import marginface
-from marginface import metrics
 from marginface.config import dotted, from_json
 from marginface.evaluators import grouping, verification
+from marginface.runs import metrics
 
 Summary = dict[str, Any]
 

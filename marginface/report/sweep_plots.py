@@ -26,16 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from PIL import Image
 
 from marginface.report import statistics
-from marginface.report.plots import (
-    _STYLE,
-    _WIDTH,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    VERMILION,
-)
+from marginface.report.plots import _STYLE, _WIDTH, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
 from marginface.report.tables import number
 from marginface.typing import Bool, Float
 

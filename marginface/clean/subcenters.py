@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marginface.similarity import cosine
+from marginface.losses.similarity import cosine
 from marginface.typing import Array, Bool, Float, Int
 
 DROPPED = -1  # the label of an image that is left out

@@ -21,7 +21,7 @@ from typing import Any
 
 from launch.units import Unit
 from marginface import config as configs
-from marginface import metrics
+from marginface.runs import metrics
 
 SCRIPT = "array.sh"
 

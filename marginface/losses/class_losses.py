@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from marginface.class_softmax import (
+from marginface.losses.class_softmax import (
     PAD,
     Classes,
     Negatives,
@@ -31,14 +31,8 @@ from marginface.class_softmax import (
     sum_negatives,
     target_similarity,
 )
-from marginface.margins import (
-    Margin,
-    additive_angular,
-    additive_cosine,
-    combined,
-    identity,
-)
-from marginface.similarity import Precision, Rows, Similarity, cosine, dot, norm
+from marginface.losses.margins import Margin, additive_angular, additive_cosine, combined, identity
+from marginface.losses.similarity import Precision, Rows, Similarity, cosine, dot, norm
 from marginface.typing import Array, Float, Int, Number
 
 State = dict[str, Any]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from marginface.trackers import Trackers
+from marginface.runs.trackers import Trackers
 
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)

@@ -22,19 +22,18 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from marginface import (
+from marginface import devices, sharding
+from marginface.config import Config, check_arguments, find_function, nearest
+from marginface.losses import (
     class_losses,
     class_softmax,
-    devices,
     groups,
     joint_losses,
     margins,
     pair_losses,
     regularizers,
-    sharding,
 )
-from marginface import similarity as similarities
-from marginface.config import Config, check_arguments, find_function, nearest
+from marginface.losses import similarity as similarities
 from marginface.typing import Array, Float, Int
 
 Hyper = dict[str, Any]

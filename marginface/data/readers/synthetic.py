@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marginface.data import Faces, Pairs, Record, face_renderer, face_traits
+from marginface.data import Faces, Pairs, Record
+from marginface.data.faces import renderer as face_renderer
+from marginface.data.faces import traits as face_traits
 from marginface.typing import Array, Float, Shaped
 
 __all__ = ["load", "render"]

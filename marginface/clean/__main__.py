@@ -45,8 +45,9 @@ def run(argv: Sequence[str]) -> None:
     runtime.tune_cpu()
     runtime.tune_gpu()
     runtime.start()
-    from marginface import metrics, subcenters  # after tune_cpu: JAX reads the flags once
+    from marginface.clean import subcenters  # after tune_cpu: JAX reads the flags once
     from marginface.data import cleaned
+    from marginface.runs import metrics
 
     faces, embeddings, readable, rows = _embed(options.run, config)
     labels = faces.labels()
@@ -97,9 +98,10 @@ def _embed(run: pathlib.Path, config: Any) -> tuple[Any, np.ndarray, np.ndarray,
     """The training set, its embeddings [n, d], which images could be read [n]; W [c, k, d]."""
     from absl import logging
 
-    from marginface import objective, sharding, step, train
-    from marginface.checkpoint import Checkpoints
+    from marginface import sharding, train
     from marginface.evaluators.common import embed_all
+    from marginface.training import objective, step
+    from marginface.training.checkpoint import Checkpoints
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)

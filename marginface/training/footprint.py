@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marginface import devices, sharding
-from marginface.step import Step
+from marginface.training.step import Step
 
 _SPARE = 1.5
 _LOOPS = ("scan", "while", "cond")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-from launch.board import Board
+from launch.engines.board import Board
 from launch.units import Unit
 from marginface import main, runtime
 

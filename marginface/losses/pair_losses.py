@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from marginface.class_softmax import vary
-from marginface.similarity import norm, normalize
+from marginface.losses.class_softmax import vary
+from marginface.losses.similarity import norm, normalize
 from marginface.typing import Array, Bool, Float, Int
 
 # The bounds of gap = d_an − d_ap: low < gap ≤ high.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from marginface import groups
-from marginface.class_softmax import (
+from marginface.losses import groups
+from marginface.losses.class_softmax import (
     PAD,
     Classes,
     all_classes,
@@ -23,9 +23,9 @@ from marginface.class_softmax import (
     target_similarity,
     vary,
 )
-from marginface.margins import _angle
-from marginface.regularizers import Potential, _inverse_angle, _others
-from marginface.similarity import norm
+from marginface.losses.margins import _angle
+from marginface.losses.regularizers import Potential, _inverse_angle, _others
+from marginface.losses.similarity import norm
 from marginface.typing import Array, Float, Int
 
 

@@ -264,7 +264,7 @@ def load(
             files, *drawn, frame=frame, protocol="folds", name="held_out", max_pixels=max_pixels
         )
     if lfw_root:
-        from marginface.data import lfw  # which is itself built on this module
+        from marginface.data.readers import lfw  # which is itself built on this module
 
         tests["lfw"] = lfw.verification(root=lfw_root, image_size=image_size, crop=crop)
     # A run that goes on is to be tested on what it was tested on before.

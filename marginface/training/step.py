@@ -10,10 +10,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface import models, optim, sharding
+from marginface import models, sharding
 from marginface.config import Config, nearest
-from marginface.objective import Hyper, Metrics, Objective
-from marginface.objective import hyper as hyper_of
+from marginface.training import optim
+from marginface.training.objective import Hyper, Metrics, Objective
+from marginface.training.objective import hyper as hyper_of
 from marginface.typing import Array, Float, Int
 
 State = dict[str, Any]

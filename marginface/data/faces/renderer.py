@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marginface.data.face_traits import Shot, Traits, mix, unit
+from marginface.data.faces.traits import Shot, Traits, mix, unit
 from marginface.typing import Array, Float
 
 __all__ = ["draw"]

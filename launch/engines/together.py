@@ -23,16 +23,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch import units as sweeps
-from launch.board import Board
+from launch.engines.board import Board
 from launch.units import Unit
 from marginface import config as configs
-from marginface import devices, metrics, objective, runtime, sharding, step, train
-from marginface.checkpoint import Checkpoints, Preemption
+from marginface import devices, runtime, sharding, train
 from marginface.data import pipeline
 from marginface.evaluators.common import NotFiniteError
 from marginface.main import DIVERGED, INPUT_ERROR, RUN_AGAIN
 from marginface.report import run_folder
-from marginface.trackers import start_trackers
+from marginface.runs import metrics
+from marginface.runs.trackers import start_trackers
+from marginface.training import objective, step
+from marginface.training.checkpoint import Checkpoints, Preemption
 
 UNITS = "units"  # the mesh axis over which the units are split
 _SPARE = 0.8  # the part of the free memory that may be filled

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from launch import cloud
+from launch.engines import cloud
 from launch.units import Unit
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from marginface.similarity import Precision, Rows, Similarity, cosine
+from marginface.losses.similarity import Precision, Rows, Similarity, cosine
 from marginface.typing import Array, Bool, Float, Int
 
 PAD = np.int32(np.iinfo(np.int32).max)  # the id of a row that stands for no class

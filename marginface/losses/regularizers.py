@@ -13,9 +13,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from marginface.class_softmax import PAD, Classes, _walk, find, sum_negatives, vary
-from marginface.margins import _angle
-from marginface.similarity import Precision, cosine, normalize
+from marginface.losses.class_softmax import PAD, Classes, _walk, find, sum_negatives, vary
+from marginface.losses.margins import _angle
+from marginface.losses.similarity import Precision, cosine, normalize
 from marginface.typing import Array, Float, Int
 
 # Of two directions closer than 0.0045 rad float32 no longer knows the angle; θ^−2 must stay finite.

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from marginface.data import Faces, Pairs, archives, folder
+from marginface.data import Faces, Pairs, archives
 from marginface.data.images import Augment, Frame
+from marginface.data.readers import folder
 
 IMAGES = "lfw_deepfunneled_112_q90.zip"
 LISTS = "lfw_lists.zip"

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.units import Unit
-from marginface import metrics
+from marginface.runs import metrics
 
 BUCKET_AT = "/runs"
 PYTHON_AT = "$HOME/.marginface"

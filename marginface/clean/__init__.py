@@ -1,0 +1,1 @@
+"""Sub-center cleaning: finds wrong labels with a finished run; `python -m marginface.clean`."""
