@@ -9,6 +9,7 @@ import pytest
 from experiments import arcface
 from marginface import config as configs
 from marginface import devices
+from marginface.losses import similarity
 from marginface.training import objective
 
 GIB = 2**30
@@ -147,6 +148,11 @@ def test_a_walk_over_a_sample_or_several_prototypes_a_class_is_cut_by_what_it_ho
     config.loss.subcenters = 3
     objective.walk(config, 25_600, None)
     assert limits == [(64, 25_600), (64, 2560), (192, 25_600)]
+
+
+def test_the_config_knows_the_precisions_that_there_are():
+    """Spelled twice, since configs are checked before JAX is imported."""
+    assert ("auto", *similarity.PRECISIONS) == configs._PRECISIONS
 
 
 # ---- the config ----------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def ten_million(case: Case) -> Answer:
         peak,
         flops,
         "" if depth else case["precision"],
-        note=f"chunks of {size}; W, its gradient and momentum are {kept:.0f} MiB",
+        note=f"{f'chunks of {size}' if size else 'all at once'}; W, its gradient and momentum are {kept:.0f} MiB",
         figures={"loss": float(value)},
     )
 

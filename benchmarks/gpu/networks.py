@@ -114,7 +114,7 @@ def measure(case: Case) -> Answer:
         seconds,
         timing.mib(training.program),
         _flops(case),
-        "bfloat16",
+        "bfloat16" if dtype() == "bfloat16" else "highest",
         images=case["batch"],
         figures={"loss": loss},
     )
