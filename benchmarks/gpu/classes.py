@@ -239,6 +239,7 @@ def ten_million(case: Case) -> Answer:
     device = jax.devices()[0]
     x, labels, w = _drawn(classes, batch)
     size = devices.chunk_size("auto", examples=batch, classes=classes, device=device)
+    cut = f"chunks of {size}" if size else "all at once"
     loss = functools.partial(_loss, chunk_size=size, precision=case["precision"])
     own, stats, embed = _network(depth, case.get("size", 0), x)
 
@@ -277,7 +278,7 @@ def ten_million(case: Case) -> Answer:
         peak,
         flops,
         "" if depth else case["precision"],
-        note=f"{f'chunks of {size}' if size else 'all at once'}; W, its gradient and momentum are {kept:.0f} MiB",
+        note=f"{cut}; W, its gradient and momentum are {kept:.0f} MiB",
         figures={"loss": float(value)},
     )
 
