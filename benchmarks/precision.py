@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from launch import results
+from marginface import build
+from marginface.launch import results
 from marginface.losses import class_losses, margins
 from marginface.losses.class_softmax import all_classes
 from marginface.losses.similarity import cosine, normalize
@@ -158,15 +159,15 @@ def trained(b: int) -> Problem:
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         subprocess.run(command, cwd=common.ROOT, check=True, env=environment)
     from marginface import config as configs
-    from marginface import sharding, train
+    from marginface import sharding
     from marginface.evaluators.common import embed_all
     from marginface.training import objective
     from marginface.training.checkpoint import Checkpoints
 
     config = configs.from_json((folder / "config.json").read_text(encoding="utf-8"))
-    faces, _ = train.load_data(config)
+    faces, _ = build.load_data(config)
     mesh = sharding.make_mesh(1)
-    steps = train.make_steps(config, faces, mesh, 1)
+    steps = build.make_steps(config, faces, mesh, 1)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore(steps.like)
     assert restored is not None, f"{folder} is complete but has no checkpoint"

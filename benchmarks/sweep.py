@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 
 from benchmarks import common
-from launch import units
 from marginface import runtime
+from marginface.launch import units
 
 EXPERIMENT = "benchmarks/tiny.py"
 PEERS = {

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from marginface.config import nearest
+from marginface.lookup import nearest
 
 MODELS = {
     **{f"sphereface{depth}": ("sphereface", depth) for depth in (4, 10, 20, 36, 64)},

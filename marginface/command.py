@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from marginface import config as configs
-from marginface import runtime
+from marginface import lookup, runtime
 
-DONE, INPUT_ERROR, RUN_AGAIN = 0, 2, 75
+DONE, INPUT_ERROR, DIVERGED, RUN_AGAIN = 0, 2, 3, 75
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)):
                 known = ["--config.KEY=VALUE", *self._option_string_actions]
-                raise ValueError(f"unknown argument {word!r}; {configs.nearest(word, known)}")
+                raise ValueError(f"unknown argument {word!r}; {lookup.nearest(word, known)}")
             changes[match[1]] = match[2]
         return options, changes
 

@@ -20,9 +20,8 @@ from absl import logging
 
 from marginface import config as configs
 from marginface import runtime
-from marginface.command import DONE, INPUT_ERROR, RUN_AGAIN, Parser
+from marginface.command import DIVERGED, DONE, INPUT_ERROR, RUN_AGAIN, Parser
 
-DIVERGED = 3
 _PEER_LOST = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED)\b"
 
 
@@ -79,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     import jax  # after tune_cpu: its backend reads the flags once
 
     from marginface import train
-    from marginface.report import run_folder
+    from marginface.runs import folder as run_folder
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)

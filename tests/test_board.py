@@ -4,8 +4,8 @@ import json
 
 import tiny_sweep
 
-from launch import units
-from launch.engines import board
+from marginface.launch import units
+from marginface.launch.engines import board
 
 
 def found(tmp_path):

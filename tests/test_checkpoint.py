@@ -16,7 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from marginface.training.checkpoint import Checkpoints, Preemption
+from marginface.training.checkpoint import Checkpoints
+from marginface.training.preemption import Preemption
 
 WARNING = "is not used"
 FLIP, TRUNCATE, REMOVE = "differs from its sha256", "bytes, not", "is missing"

@@ -13,9 +13,9 @@ import pytest
 import tiny_sweep
 import yaml
 
-from launch import units
-from launch.engines import cloud, kubernetes, slurm
-from launch.units import Unit
+from marginface.launch import units
+from marginface.launch.engines import cloud, kubernetes, slurm
+from marginface.launch.units import Unit
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 ENGINES = {

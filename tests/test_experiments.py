@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import common
+from marginface import build, sharding
 from marginface import config as configs
-from marginface import sharding, train
 from marginface.losses import margins
 from marginface.training import objective
 
@@ -26,7 +26,7 @@ FILES = sorted(
 @pytest.mark.parametrize("data", ["synthetic", "small", "lfw", "folder", "casia"])
 def test_configs_build_and_sweeps_name_real_keys(path, data):
     config = configs.load(f"{path}:data={data}")
-    train.make_model(config)
+    build.make_model(config)
     module = __import__(f"experiments.{path.stem}", fromlist=["sweep"])
     units = []
     module.sweep(units.append, f"data={data}")

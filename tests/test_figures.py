@@ -8,9 +8,9 @@ import pytest
 from matplotlib.collections import PolyCollection
 from PIL import Image
 
-from launch import figures
-from launch.rows import to_csv
-from marginface.report import sweep_plots
+from marginface.launch import figures
+from marginface.report.study import sweep_plots
+from marginface.report.study.rows import to_csv
 
 T95 = {2: 12.706204736432095, 3: 4.302652729911275}  # t_{n−1}(0.975), from a table
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from marginface import build
 from marginface import config as configs
-from marginface import train
 from marginface.data import cleaned, held_out, pipeline
 from marginface.data.readers import folder, synthetic
 
@@ -176,11 +176,11 @@ def config_with(**data):
 
 
 def test_the_test_set_is_not_there_while_one_validates():
-    faces, tests = train.load_data(config_with())
+    faces, tests = build.load_data(config_with())
     assert (faces.num_classes, list(tests)) == (40, ["synthetic"])
-    faces, tests = train.load_data(config_with(held_out=10))
+    faces, tests = build.load_data(config_with(held_out=10))
     assert (faces.num_classes, list(tests)) == (30, ["validation"])
-    seeds = (train.load_data(c)[1]["validation"] for c in map(with_seed, (0, 1)))
+    seeds = (build.load_data(c)[1]["validation"] for c in map(with_seed, (0, 1)))
     assert people(next(seeds).source) == people(next(seeds).source)
 
 
@@ -193,14 +193,14 @@ def with_seed(seed):
 def test_a_config_of_an_earlier_version_holds_nobody_out():
     config = config_with().unlock()
     del config.data.held_out
-    assert list(train.load_data(config)[1]) == ["synthetic"]
+    assert list(build.load_data(config)[1]) == ["synthetic"]
 
 
 def test_lfw_is_validated_on_its_training_people(shared_data):
     config = configs.load(f"experiments/arcface.py:data=lfw,root={shared_data}")
-    before, _ = train.load_data(config)
+    before, _ = build.load_data(config)
     configs.override(config, {"data.held_out": 100})
-    faces, tests = train.load_data(config)
+    faces, tests = build.load_data(config)
     assert list(tests) == ["validation"]
     assert faces.num_classes == before.num_classes - 100
     assert tests["validation"].source[0]["image"].ndim == 3

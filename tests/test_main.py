@@ -9,8 +9,8 @@ import pytest
 from commands import SMALL
 from PIL import Image
 
+from marginface import build, main, train
 from marginface import config as configs
-from marginface import main, train
 from marginface.evaluators.common import NotFiniteError
 
 EXPERIMENT = "--config=experiments/arcface_regular.py"
@@ -216,7 +216,7 @@ def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch)
     def broken(*_):
         raise NotFiniteError("the embedding of image 3 of 9 is not finite")
 
-    monkeypatch.setattr(train.Evaluators, "run", broken)
+    monkeypatch.setattr(build.Evaluators, "run", broken)
     config = configs.load("experiments/arcface_regular.py")
     _, changes = main.parse([*SMALL, "--config.batch_size=16"])
     configs.override(config, configs.from_text(config, changes))

@@ -6,6 +6,7 @@ import stat
 import pytest
 
 from marginface.runs import metrics
+from marginface.runs.files import write_atomically
 
 
 def lines(path):
@@ -71,9 +72,9 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
 
 def test_a_failed_replacement_leaves_the_old_file(tmp_path):
     path = tmp_path / "config.json"
-    metrics.write_atomically(path, "old")
+    write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        metrics.write_atomically(path, "new \udc00")
+        write_atomically(path, "new \udc00")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & stat.S_IRUSR

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from marginface.report import published
+from marginface.report.study import published
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENTS = {p.stem for p in (ROOT / "experiments").glob("*.py")} - {"__init__", "common"}

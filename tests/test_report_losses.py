@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from marginface.report import __main__ as command
-from marginface.report import losses
+from marginface.report import loss_pictures as losses
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(

@@ -8,9 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from launch import comparison, results, units
-from launch import rows as row_module
-from marginface.report import tables
+from marginface.launch import results
+from marginface.report.study import comparison, tables
+from marginface.report.study import rows as row_module
+from marginface.runs import plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -200,7 +201,7 @@ def troubled(tmp_path):
         make_run(folder / f"seed={seed}", seed=seed, accuracy=accuracy)
     stop(folder / "seed=3", 3, "the loss was not finite at step 41:\nloss/total")
     stop(folder / "seed=4", 2, "no space left on device")
-    (folder / units.SWEEP).write_text(json.dumps(sweep))
+    (folder / plan.SWEEP).write_text(json.dumps(sweep))
     return folder
 
 

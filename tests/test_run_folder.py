@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from marginface.data import Pairs
-from marginface.evaluators import grouping, verification
-from marginface.report import plots, run_folder
-from marginface.runs import metrics
+from marginface.evaluators import curves, grouping, verification
+from marginface.report.run import page, plots
+from marginface.runs import folder as run_folder
+from marginface.runs import metrics, provenance
 
 FIGURES = {
     "loss/total": 3.25,
@@ -28,7 +29,7 @@ UNTRAINED = {"lfw/accuracy": 0.659, "lfw/accuracy_stderr": 0.02, "lfw/tar@far=1e
 
 @pytest.fixture
 def summary(mesh8):
-    return run_folder.summarise(
+    return page.summarise(
         FIGURES, config_hash="abc123", wall_s=812.4, mesh=mesh8, untrained=UNTRAINED
     )
 
@@ -69,7 +70,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_the_walk_is_as_it_was(tmp_pat
 def test_a_summary_says_what_became_of_auto(mesh8):
     kw = {"config_hash": "abc123", "wall_s": 1.0, "mesh": mesh8}
     walk = {"precision": "tf32", "chunk_size": None}
-    summary = run_folder.summarise(FIGURES, walk=walk, **kw)
+    summary = page.summarise(FIGURES, walk=walk, **kw)
     assert (summary["config/precision"], summary["config/chunk_size"]) == ("tf32", 0)
 
 
@@ -82,7 +83,7 @@ def test_report(tmp_path, mesh8, capsys):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluator = evaluated([0.9, 0.2, 0.8, 0.6], [True, False, True, False])
-    run_folder.report(
+    page.report(
         tmp_path,
         results={"squares/accuracy": 0.75},
         evaluators=[evaluator],
@@ -94,19 +95,19 @@ def test_report(tmp_path, mesh8, capsys):
     assert (found["loss/total"], found["time/wall_s"]) == (1.5, 61.0)
     assert "step" not in found
     assert re.search(r"squares/accuracy +50.00% +75.00%", capsys.readouterr().out)
-    page = (tmp_path / "summary.md").read_text()
-    embedded = re.findall(r"!\[.*\]\((.*)\)", page)
+    text = (tmp_path / "summary.md").read_text()
+    embedded = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(embedded) == 5
     assert all((tmp_path / path).is_file() for path in embedded)
     # Running the same command again reports again.
-    run_folder.report(tmp_path, results={}, evaluators=[], mesh=mesh8, seconds=1.0)
+    page.report(tmp_path, results={}, evaluators=[], mesh=mesh8, seconds=1.0)
 
 
 # summary.json
 
 
 def test_summary_is_flat_and_says_where_it_comes_from(summary, tmp_path):
-    run_folder.write_summary(tmp_path, summary)
+    page.write_summary(tmp_path, summary)
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found.items() >= FIGURES.items()
     assert {found[f"untrained/{k}"] for k in UNTRAINED} == set(UNTRAINED.values())
@@ -122,7 +123,7 @@ def test_summary_is_flat_and_says_where_it_comes_from(summary, tmp_path):
 
 
 def test_summary_is_strict_json_where_figures_are_not_finite(tmp_path):
-    run_folder.write_summary(tmp_path, {"loss/total": float("nan"), "a": float("inf"), "b": 1.0})
+    page.write_summary(tmp_path, {"loss/total": float("nan"), "a": float("inf"), "b": 1.0})
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -132,14 +133,14 @@ def test_summary_is_strict_json_where_figures_are_not_finite(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, summary, monkeypatch):
-    run_folder.write_summary(tmp_path, {"a": 1.0})
+    page.write_summary(tmp_path, {"a": 1.0})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(metrics.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        run_folder.write_summary(tmp_path, summary)
+        page.write_summary(tmp_path, summary)
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
     assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1.0}
 
@@ -149,8 +150,8 @@ def test_commit(tmp_path, monkeypatch):
     package = tmp_path / "marginface" / "__init__.py"
     package.parent.mkdir()
     package.write_text("")
-    monkeypatch.setattr(run_folder.marginface, "__file__", str(package))
-    assert run_folder.commit() == "unknown"
+    monkeypatch.setattr(provenance.marginface, "__file__", str(package))
+    assert provenance.commit() == "unknown"
 
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
@@ -160,22 +161,22 @@ def test_commit(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "one")
-    assert run_folder.commit() == git("rev-parse", "HEAD")
+    assert provenance.commit() == git("rev-parse", "HEAD")
     package.write_text("changed = True\n")
-    assert run_folder.commit() == git("rev-parse", "HEAD") + "+changes"
+    assert provenance.commit() == git("rev-parse", "HEAD") + "+changes"
     # Installed somewhere below another project's checkout: its commit is not ours.
     inner = tmp_path / "site-packages" / "marginface" / "__init__.py"
     inner.parent.mkdir(parents=True)
     inner.write_text("")
-    monkeypatch.setattr(run_folder.marginface, "__file__", str(inner))
-    assert run_folder.commit() == "unknown"
+    monkeypatch.setattr(provenance.marginface, "__file__", str(inner))
+    assert provenance.commit() == "unknown"
 
 
 # The table and the page
 
 
 def test_final_table(summary):
-    lines = run_folder.final_table(summary).splitlines()
+    lines = page.final_table(summary).splitlines()
     assert max(map(len, lines)) <= 100
     assert re.split(r" {2,}", lines[0]) == ["figure", "untrained", "trained", "meaning"]
     rows = [re.split(r" {2,}", line) for line in lines[2:]]
@@ -190,7 +191,7 @@ def test_final_table(summary):
 
 
 def test_final_table_without_a_baseline_and_with_unknown_figures():
-    table = run_folder.final_table({"lfw/accuracy": float("nan"), "mine/strange": 12.345678})
+    table = page.final_table({"lfw/accuracy": float("nan"), "mine/strange": 12.345678})
     assert "untrained" not in table
     assert re.search(r"lfw/accuracy +not finite  pairs", table)
     assert re.search(r"mine/strange +12.35$", table)
@@ -202,10 +203,10 @@ def test_every_figure_that_evaluators_yield_has_a_meaning():
         "auc",
         "eer",
         "threshold",
-        *(f"tar@far={far}" for far in verification.FARS),
+        *(f"tar@far={far}" for far in curves.FARS),
     ]
     named += ["sep_mean", "sep_var"]
-    table = run_folder.final_table({f"x/{name}": 0.5 for name in named})
+    table = page.final_table({f"x/{name}": 0.5 for name in named})
     assert all(re.search(r"  \w+ \w+", line) for line in table.splitlines()[2:])
     assert len(table.splitlines()) == 2 + len(named)
 
@@ -214,7 +215,7 @@ def test_page(summary, tmp_path):
     pictures = plots.draw(
         tmp_path, [{"step": 1, "loss/total": 1.0}, {"step": 2, "loss/total": 0.5}]
     )
-    run_folder.write_page(
+    page.write_page(
         tmp_path,
         summary,
         title="arcface_regular",
@@ -222,13 +223,13 @@ def test_page(summary, tmp_path):
         config={"loss": {"margin": "additive_angular", "scale": 64.0}, "steps": 3},
         pictures=pictures,
     )
-    page = (tmp_path / "summary.md").read_text()
-    assert page.startswith("# arcface_regular\n")
-    assert "lfw/accuracy: **83.20% ± 1.18%**, untrained 65.90%: +17.30 points by training" in page
-    assert "0 h 13 min 32 s" in page
-    assert "| lfw/accuracy | 65.90% | 83.20% ± 1.18% |" in page
-    assert "loss.margin = additive_angular\nloss.scale = 64.0\nsteps = 3" in page
-    embedded = re.findall(r"!\[.*\]\((.*)\)", page)
+    text = (tmp_path / "summary.md").read_text()
+    assert text.startswith("# arcface_regular\n")
+    assert "lfw/accuracy: **83.20% ± 1.18%**, untrained 65.90%: +17.30 points by training" in text
+    assert "0 h 13 min 32 s" in text
+    assert "| lfw/accuracy | 65.90% | 83.20% ± 1.18% |" in text
+    assert "loss.margin = additive_angular\nloss.scale = 64.0\nsteps = 3" in text
+    embedded = re.findall(r"!\[.*\]\((.*)\)", text)
     assert embedded == ["plots/loss.png"]
     assert all((tmp_path / path).is_file() for path in embedded)
 
@@ -372,7 +373,7 @@ def test_a_second_process_is_kept_out(tmp_path):
     run_folder.claim(tmp_path / "run", "{}")  # the same process may come back
     code = f"""
 import pathlib
-from marginface.report import run_folder
+from marginface.runs import folder as run_folder
 run_folder.claim(pathlib.Path({str(tmp_path / "run")!r}), "{{}}")
 """
     command = [sys.executable, "-c", code]

@@ -8,9 +8,9 @@ import pytest
 from commands import COMPILE_QUICKLY, SMALL
 
 from experiments import common
-from launch import search as searches
-from launch.search import Budget, Range, Search, Space, Stopped, propose, search
 from marginface import config as configs
+from marginface.launch import search as searches
+from marginface.launch.search import Budget, Range, Search, Space, Stopped, propose, search
 from marginface.training import objective
 
 FILES = sorted(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from marginface.report import statistics
+from marginface.report.study import statistics
 
 SIMULATIONS = 20_000
 ALPHA = 0.05

@@ -10,8 +10,8 @@ import pytest
 from commands import ROOT
 from PIL import Image
 
+from marginface import build, main
 from marginface import config as configs
-from marginface import main, train
 from marginface.clean import __main__ as clean
 from marginface.clean import subcenters
 from marginface.data import cleaned
@@ -290,7 +290,7 @@ def test_from_a_run_to_a_training_set_without_wrong_labels(
     monkeypatch.setattr(clean, "_embed", lambda run, config: embedded)  # once is enough
     clean.run([str(trained), "--max_angle=80"])
     rows = read(trained / "cleaned.csv")
-    labels = train.load_data(config_of(flags))[0].labels()
+    labels = build.load_data(config_of(flags))[0].labels()
     assert [int(row["index"]) for row in rows] == list(range(32))
     assert [int(row["label"]) for row in rows] == labels.tolist()
     new = np.array([int(row["new_label"]) for row in rows])
@@ -304,7 +304,7 @@ def test_from_a_run_to_a_training_set_without_wrong_labels(
     assert expected in capsys.readouterr().out
 
     config = config_of([*flags, f"--config.data.cleaned={trained / 'cleaned.csv'}"])
-    faces, tests = train.load_data(config)
+    faces, tests = build.load_data(config)
     assert len(faces.source) == (new >= 0).sum()
     assert faces.num_classes == 8
     np.testing.assert_array_equal(faces.labels(), new[new >= 0])

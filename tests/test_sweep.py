@@ -8,9 +8,10 @@ import pytest
 import tiny_sweep
 from commands import COMPILE_QUICKLY
 
-from launch import sweep, units
-from launch.engines import local
-from launch.units import Unit
+from marginface.launch import sweep, units
+from marginface.launch.engines import local
+from marginface.launch.units import Unit
+from marginface.runs import folder as run_folder
 
 
 @pytest.fixture
@@ -113,13 +114,13 @@ raise SystemExit(3)
     assert "marginface: no such data" in out
     assert "diverged: " in out
     assert "step 4: loss/total not finite" in out
-    kinds = [units.state(tmp_path / "runs/tiny" / name).kind for name in names]
+    kinds = [run_folder.state(tmp_path / "runs/tiny" / name).kind for name in names]
     assert kinds == ["done", "failed", "diverged", "done"]
     # Again: what failed is tried again, what diverged would only diverge again.
     scripted(DONE)
     assert sweep.run(arguments(experiment, tmp_path)) == sweep.SOME_FAILED
     assert (tmp_path / "runs/tiny" / names[3] / "times").read_text() == "x"
-    assert units.state(tmp_path / "runs/tiny" / names[1]).kind == "done"
+    assert run_folder.state(tmp_path / "runs/tiny" / names[1]).kind == "done"
     assert not (tmp_path / "runs/tiny" / names[2] / "times").exists()
 
 
@@ -132,12 +133,12 @@ if len((folder / "times").read_text()) < {}: os.kill(os.getpid(), signal.SIGKILL
     (unit,) = units.expand(experiment, root=tmp_path / "runs", filters=["m=0.3", "weight=1"])
     scripted(crash.format(3) + DONE)
     local.run([unit], retries=2)
-    assert units.state(unit.folder).kind == "done"
+    assert run_folder.state(unit.folder).kind == "done"
     (other,) = units.expand(experiment, root=tmp_path / "runs", filters=["m=0.3", "weight=0"])
     scripted(crash.format(9) + DONE)
     local.run([other], retries=2)
     assert (other.folder / "times").read_text() == "xxx"
-    assert units.state(other.folder).kind == "failed"
+    assert run_folder.state(other.folder).kind == "failed"
 
 
 @pytest.mark.parametrize(("jobs", "expected"), [(1, "None"), (2, "false")])

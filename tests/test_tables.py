@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from marginface.report import tables
-from marginface.report.tables import Cell, Table
+from marginface.report.study import tables
+from marginface.report.study.tables import Cell, Table
 
 HOSTILE = [
     "a|b",

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import tiny_sweep
 
-from launch import units
-from launch.engines import together
-from marginface import sharding, train
+from marginface import build, sharding, train
 from marginface.evaluators.common import NotFiniteError
-from marginface.report import plots
+from marginface.launch import units
+from marginface.launch.engines import together
+from marginface.report.run import plots
+from marginface.runs import folder as run_folder
 from marginface.runs import metrics
-from marginface.training.checkpoint import Checkpoints, Preemption
+from marginface.training.checkpoint import Checkpoints
+from marginface.training.preemption import Preemption
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +54,8 @@ def expand(folder, root="together", seeds=2, **arguments):
 def saved(unit):
     """The arrays of the last checkpoint."""
     config, mesh = unit.config, sharding.make_mesh(1)
-    faces, _ = train.load_data(config)
-    like = train.make_steps(config, faces, mesh, config.steps).like
+    faces, _ = build.load_data(config)
+    like = build.make_steps(config, faces, mesh, config.steps).like
     with Checkpoints(unit.folder / "checkpoints") as checkpoints:
         step, state, _ = checkpoints.restore(like)
     return step, jax.tree.map(np.asarray, state)
@@ -112,11 +114,11 @@ def test_stopped_in_the_middle_it_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(Preemption, "requested", lambda self, step: step == 7)
     with pytest.raises(KeyboardInterrupt):
         together.run(many)
-    assert {units.state(unit.folder).kind for unit in many} == {"checkpointed"}
+    assert {run_folder.state(unit.folder).kind for unit in many} == {"checkpointed"}
     monkeypatch.setattr(Preemption, "requested", lambda self, step: False)
     together.run(many)
     for unit, whole in zip(many, expand(tmp_path, "whole", seeds=1, steps=12), strict=True):
-        assert units.state(unit.folder).kind == "done"
+        assert run_folder.state(unit.folder).kind == "done"
         assert_equal(unit, whole, rtol=0)
 
 
@@ -132,7 +134,7 @@ def test_what_the_plain_command_began_goes_on_together(tmp_path, monkeypatch):
     alone = many[1]._replace(folder=tmp_path / "alone")
     assert train.train(alone.config, alone.folder)
     assert_equal(many[1], alone, rtol=1e-3)
-    assert {units.state(unit.folder).kind for unit in many} == {"done"}
+    assert {run_folder.state(unit.folder).kind for unit in many} == {"done"}
 
 
 def test_a_damaged_checkpoint_does_not_move_the_others(tmp_path, monkeypatch):
@@ -149,7 +151,7 @@ def test_a_damaged_checkpoint_does_not_move_the_others(tmp_path, monkeypatch):
             file.write_bytes(file.read_bytes() + b"x")
     together.run(many)
     for unit, same in zip(many, whole, strict=True):
-        assert units.state(unit.folder).kind == "done"
+        assert run_folder.state(unit.folder).kind == "done"
         assert_equal(unit, same, rtol=1e-5)
 
 
@@ -164,11 +166,11 @@ def test_a_unit_that_cannot_be_saved_stops_nobody(tmp_path, monkeypatch):
 
     monkeypatch.setattr(together._Run, "save", full)
     together.run(many)
-    assert [units.state(u.folder).kind for u in many] == ["done", "failed", "done", "done"]
-    assert "No space left" in units.state(many[1].folder).why
+    assert [run_folder.state(u.folder).kind for u in many] == ["done", "failed", "done", "done"]
+    assert "No space left" in run_folder.state(many[1].folder).why
     monkeypatch.setattr(together._Run, "save", save)
     together.run([many[1]])
-    assert units.state(many[1].folder).kind == "done"
+    assert run_folder.state(many[1].folder).kind == "done"
 
 
 def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
@@ -182,7 +184,7 @@ def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(together.devices, "free_memory", free)
     together.run(many)
     assert need
-    assert {units.state(unit.folder).kind for unit in many} == {"done"}
+    assert {run_folder.state(unit.folder).kind for unit in many} == {"done"}
     # A turn that is half empty: repeats of the last unit fill it, and reach no folder.
     solo = many[5]._replace(folder=tmp_path / "solo" / many[5].name)
     together.run([solo], width=2)
@@ -193,7 +195,7 @@ def test_a_unit_that_diverges_stops_nobody(tmp_path):
     path = tiny_sweep.write(tmp_path, weights=(0.0, 1.0, 1e38), margins=(0.3,), steps=8)
     many = units.expand(path, root=tmp_path / "runs")
     together.run(many)
-    kinds = [units.state(unit.folder) for unit in many]
+    kinds = [run_folder.state(unit.folder) for unit in many]
     assert [state.kind for state in kinds] == ["done", "done", "diverged"]
     assert "not finite; no checkpoint was saved in" in kinds[-1].why
     assert not (many[-1].folder / "summary.json").exists()
@@ -201,7 +203,7 @@ def test_a_unit_that_diverges_stops_nobody(tmp_path):
 
 def test_a_unit_whose_embeddings_are_not_finite_diverges_and_stops_nobody(tmp_path, monkeypatch):
     many = expand(tmp_path, seeds=1, weights=(0.0,), margins=(0.2, 0.3), steps=4)
-    whole, asked = train.Evaluators.run, []
+    whole, asked = build.Evaluators.run, []
 
     def run(self, state):
         asked.append(None)
@@ -209,9 +211,9 @@ def test_a_unit_whose_embeddings_are_not_finite_diverges_and_stops_nobody(tmp_pa
             raise NotFiniteError("the embedding of image 3 of 9 is not finite")
         return whole(self, state)
 
-    monkeypatch.setattr(train.Evaluators, "run", run)
+    monkeypatch.setattr(build.Evaluators, "run", run)
     together.run(many)
-    first, second = (units.state(unit.folder) for unit in many)
+    first, second = (run_folder.state(unit.folder) for unit in many)
     assert (first.kind, second.kind) == ("diverged", "done")
     assert "step 4: the embedding of image 3 of 9 is not finite; " in first.why
 
@@ -255,8 +257,8 @@ def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
         changes={"data.kw.test_samples": "1"},
     )
     together.run([*bad, *good])
-    assert {units.state(unit.folder).kind for unit in bad} == {"failed"}
-    assert "test_samples" in units.state(bad[0].folder).why
+    assert {run_folder.state(unit.folder).kind for unit in bad} == {"failed"}
+    assert "test_samples" in run_folder.state(bad[0].folder).why
     other = units.expand(
         tiny_sweep.write(tmp_path, name="bad"),
         root=tmp_path / "together",
@@ -264,8 +266,8 @@ def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
     )
     other = [one._replace(folder=unit.folder) for one, unit in zip(other, bad, strict=True)]
     together.run(other)  # another mistake in the same folders is told, too
-    assert "image_size=17" in units.state(bad[0].folder).why
-    assert {units.state(unit.folder).kind for unit in good} == {"done"}
+    assert "image_size=17" in run_folder.state(bad[0].folder).why
+    assert {run_folder.state(unit.folder).kind for unit in good} == {"done"}
 
 
 def test_a_folder_with_another_config_is_left_alone(tmp_path):
@@ -275,4 +277,4 @@ def test_a_folder_with_another_config_is_left_alone(tmp_path):
     together.run(many)
     assert (many[0].folder / "config.json").read_text() == '{"loss": {"scale": 1.0}}'
     assert not (many[0].folder / "stopped.json").exists()
-    assert units.state(many[1].folder).kind == "done"
+    assert run_folder.state(many[1].folder).kind == "done"

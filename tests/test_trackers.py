@@ -8,7 +8,7 @@ import sys
 import pytest
 from commands import SMALL, interrupt, run, start
 
-from marginface.report import run_folder
+from marginface.runs import folder as run_folder
 from marginface.runs import metrics, trackers
 from marginface.runs.trackers import Trackers, start_trackers
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from commands import SMALL, finish, interrupt, run, start
 
-from launch import rows
+from marginface.report.study import rows
 from marginface.runs import metrics
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 import tiny_sweep
 
-from launch import units
+from marginface.launch import units
+from marginface.runs import folder as run_folder
+from marginface.runs import plan
 
 
 def expand(folder, text=None, **arguments):
@@ -114,17 +116,17 @@ def test_keys_that_end_alike_are_told_apart(tmp_path):
 
 
 def test_a_sweep_is_written_down_and_grows(tmp_path):
-    units.record(expand(tmp_path, seeds=1))
-    units.record(expand(tmp_path, seeds=2, filters=["m=0.3"]))
-    content = units.recorded(tmp_path / "runs/tiny")
+    plan.record(expand(tmp_path, seeds=1))
+    plan.record(expand(tmp_path, seeds=2, filters=["m=0.3"]))
+    content = plan.recorded(tmp_path / "runs/tiny")
     assert (content["experiment"], content["variant"]) == ("tiny", "")
     assert len(content["units"]) == 4 + 2
     assert content["units"]["m=0.3,exclusive.weight=1,seed=1"]["loss.margin_kw.m"] == 0.3
     (tmp_path / "runs/tiny/sweep.json").write_text('{"units": [1]}')
     with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
-        units.recorded(tmp_path / "runs/tiny")
-    units.record(expand(tmp_path))
-    assert len(units.recorded(tmp_path / "runs/tiny")["units"]) == 4
+        plan.recorded(tmp_path / "runs/tiny")
+    plan.record(expand(tmp_path))
+    assert len(plan.recorded(tmp_path / "runs/tiny")["units"]) == 4
 
 
 def test_filters_know_what_a_point_does_not_set(tmp_path):
@@ -139,7 +141,7 @@ def test_states(tmp_path):
             path.unlink()
         for name, content in files.items():
             (tmp_path / name.replace("_", ".")).write_text(content)
-        return units.state(tmp_path)
+        return run_folder.state(tmp_path)
 
     line = json.dumps({"step": 20, "loss/total": 1.0}) + "\n"
     stopped = {"code": 3, "message": "step 21: loss/total not finite"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marginface.data import Pairs
-from marginface.evaluators import common, verification
+from marginface.evaluators import common, curves, verification
 
 
 def made_up(n=300, *, steps=None, seed=0):
@@ -32,14 +32,14 @@ def all_thresholds(scores):
 @cases
 def test_auc_is_mann_whitney(scores, same):
     wins = [(g > i) + (g == i) / 2 for g in scores[same] for i in scores[~same]]
-    assert verification.auc(verification.roc(scores, same)) == pytest.approx(np.mean(wins))
+    assert curves.auc(curves.roc(scores, same)) == pytest.approx(np.mean(wins))
 
 
 @cases
 def test_auc_is_scikit_learns(scores, same):
     metrics = pytest.importorskip("sklearn.metrics")
-    curve = verification.roc(scores, same)
-    assert verification.auc(curve) == pytest.approx(metrics.roc_auc_score(same, scores))
+    curve = curves.roc(scores, same)
+    assert curves.auc(curve) == pytest.approx(metrics.roc_auc_score(same, scores))
     far, tar, thresholds = metrics.roc_curve(same, scores, drop_intermediate=False)
     np.testing.assert_allclose(np.stack(curve), np.stack([far, tar, thresholds]), atol=1e-12)
 
@@ -47,8 +47,8 @@ def test_auc_is_scikit_learns(scores, same):
 @cases
 def test_best_threshold_is_found_by_no_search_to_be_beaten(scores, same):
     best = max(np.mean((scores > t) == same) for t in all_thresholds(scores))
-    chosen = verification.best_threshold(scores, same)
-    assert verification.accuracy(scores, same, chosen) == best
+    chosen = curves.best_threshold(scores, same)
+    assert curves.accuracy(scores, same, chosen) == best
     assert not np.isin(chosen, scores)
 
 
@@ -57,71 +57,71 @@ def test_best_threshold_is_found_by_no_search_to_be_beaten(scores, same):
 def test_tar_at_far_is_the_best_allowed_threshold(scores, same, far):
     allowed = [t for t in all_thresholds(scores) if np.mean(scores[~same] > t) <= far]
     best = max(np.mean(scores[same] > t) for t in allowed)
-    assert verification.tar_at_far(verification.roc(scores, same), far) == best
+    assert curves.tar_at_far(curves.roc(scores, same), far) == best
 
 
 @cases
 def test_eer_lies_between_the_rates_around_it(scores, same):
-    rates = [verification.rates(scores, same, t) for t in all_thresholds(scores)]
+    rates = [curves.rates(scores, same, t) for t in all_thresholds(scores)]
     low = max(min(far, 1 - tar) for far, tar in rates)
     high = min(max(far, 1 - tar) for far, tar in rates)
-    assert low - 1e-12 <= verification.eer(verification.roc(scores, same)) <= high + 1e-12
+    assert low - 1e-12 <= curves.eer(curves.roc(scores, same)) <= high + 1e-12
 
 
 def test_eer_of_two_gaussians():
     rng = np.random.default_rng(0)
     scores = np.concatenate([rng.normal(1, 1, 20_000), rng.normal(-1, 1, 20_000)])
-    found = verification.eer(verification.roc(scores, np.arange(40_000) < 20_000))
+    found = curves.eer(curves.roc(scores, np.arange(40_000) < 20_000))
     assert found == pytest.approx(0.158655, abs=0.005)  # Φ(−1)
 
 
 def test_by_hand():
     scores = np.array([0.9, 0.8, 0.8, 0.6, 0.4, 0.1])
     same = np.array([True, True, False, True, False, False])
-    curve = verification.roc(scores, same)
+    curve = curves.roc(scores, same)
     np.testing.assert_allclose(curve.far, [0, 0, 1 / 3, 1 / 3, 2 / 3, 1])
     np.testing.assert_allclose(curve.tar, [0, 1 / 3, 2 / 3, 1, 1, 1])
-    assert verification.auc(curve) == pytest.approx(8 / 9 - 1 / 18)
-    assert verification.eer(curve) == pytest.approx(1 / 3)
-    assert verification.best_threshold(scores, same) == pytest.approx(0.5)
-    assert verification.accuracy(scores, same, 0.5) == pytest.approx(5 / 6)
-    assert verification.rates(scores, same, 0.8) == pytest.approx((1 / 3, 2 / 3))  # >= accepts
+    assert curves.auc(curve) == pytest.approx(8 / 9 - 1 / 18)
+    assert curves.eer(curve) == pytest.approx(1 / 3)
+    assert curves.best_threshold(scores, same) == pytest.approx(0.5)
+    assert curves.accuracy(scores, same, 0.5) == pytest.approx(5 / 6)
+    assert curves.rates(scores, same, 0.8) == pytest.approx((1 / 3, 2 / 3))  # >= accepts
 
 
 def test_perfect_and_inverted_scores():
     same = np.array([True] * 3 + [False] * 3)
     perfect = np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.1])
-    curve = verification.roc(perfect, same)
-    assert (verification.auc(curve), verification.eer(curve)) == (1.0, 0.0)
-    assert verification.tar_at_far(curve, 0.0) == 1.0
-    curve = verification.roc(-perfect, same)
-    assert (verification.auc(curve), verification.eer(curve)) == (0.0, 1.0)
+    curve = curves.roc(perfect, same)
+    assert (curves.auc(curve), curves.eer(curve)) == (1.0, 0.0)
+    assert curves.tar_at_far(curve, 0.0) == 1.0
+    curve = curves.roc(-perfect, same)
+    assert (curves.auc(curve), curves.eer(curve)) == (0.0, 1.0)
     # Nothing beats accepting or refusing everything; that threshold is finite.
-    chosen = verification.best_threshold(-perfect, same)
+    chosen = curves.best_threshold(-perfect, same)
     assert np.isfinite(chosen)
-    assert verification.accuracy(-perfect, same, chosen) == 0.5
+    assert curves.accuracy(-perfect, same, chosen) == 0.5
 
 
 def test_equal_scores_tell_nothing():
     same = np.arange(10) < 4
-    curve = verification.roc(np.full(10, 0.5), same)
-    assert (verification.auc(curve), verification.eer(curve)) == (0.5, 0.5)
-    assert verification.tar_at_far(curve, 0.1) == 0.0
-    chosen = verification.best_threshold(np.full(10, 0.5), same)
-    assert verification.accuracy(np.full(10, 0.5), same, chosen) == 0.6
+    curve = curves.roc(np.full(10, 0.5), same)
+    assert (curves.auc(curve), curves.eer(curve)) == (0.5, 0.5)
+    assert curves.tar_at_far(curve, 0.1) == 0.0
+    chosen = curves.best_threshold(np.full(10, 0.5), same)
+    assert curves.accuracy(np.full(10, 0.5), same, chosen) == 0.6
 
 
 def test_neighbouring_float32_scores_are_parted():
     low = np.float32(0.7)
     scores = np.array([np.nextafter(low, np.float32(1)), low], np.float32)
     same = np.array([True, False])
-    chosen = verification.best_threshold(scores, same)
-    assert verification.accuracy(scores, same, chosen) == 1.0
+    chosen = curves.best_threshold(scores, same)
+    assert curves.accuracy(scores, same, chosen) == 1.0
     wide = np.array([np.nextafter(0.7, 1), 0.7])
-    assert verification.accuracy(wide, same, verification.best_threshold(wide, same)) == 1.0
+    assert curves.accuracy(wide, same, curves.best_threshold(wide, same)) == 1.0
 
 
-@pytest.mark.parametrize("function", [verification.roc, verification.best_threshold])
+@pytest.mark.parametrize("function", [curves.roc, curves.best_threshold])
 def test_degenerate_input(function):
     scores = np.array([0.1, 0.2])
     with pytest.raises(ValueError, match=r"^all 2 pairs are genuine .* needs impostor pairs$"):
@@ -153,7 +153,7 @@ def test_folds_are_the_loop_over_folds(seed):
     fold = np.arange(len(scores)) % 5
     for k, found in enumerate(verification.fold_accuracies(scores, same, fold, "folds").accuracies):
         rest, here = fold != k, fold == k
-        threshold = verification.best_threshold(scores[rest], same[rest])
+        threshold = curves.best_threshold(scores[rest], same[rest])
         assert found == np.mean((scores[here] >= threshold) == same[here])
 
 
@@ -295,10 +295,10 @@ def test_evaluator(protocol):
         == pytest.approx(expected.thresholds.mean())
     )
     shown = pairs.fold == 1 if protocol == "dev" else pairs.fold >= 0
-    curve = verification.roc(cosine[shown], pairs.same[shown])
-    assert found["people/auc"] == pytest.approx(verification.auc(curve))
-    assert found["people/eer"] == pytest.approx(verification.eer(curve))
-    assert found["people/tar@far=1e-1"] == verification.tar_at_far(curve, 0.1)
+    curve = curves.roc(cosine[shown], pairs.same[shown])
+    assert found["people/auc"] == pytest.approx(curves.auc(curve))
+    assert found["people/eer"] == pytest.approx(curves.eer(curve))
+    assert found["people/tar@far=1e-1"] == curves.tar_at_far(curve, 0.1)
     # 200 impostor pairs (100 of them tested in "dev") cannot show a rate of one in a thousand.
     assert "people/tar@far=1e-2" in found
     assert "people/tar@far=1e-3" not in found
@@ -331,11 +331,11 @@ def published(shared_data):
 def test_published_lfw_curves(published, name, area, best, equal_error):
     tar, far = np.loadtxt(io.StringIO(published[f"lfw_public_rocs/{name}"])).T
     order = np.lexsort((tar, far))
-    curve = verification.Roc(far[order], tar[order], np.full(len(far), np.nan))
-    assert verification.auc(curve) == pytest.approx(area, abs=6e-6)
+    curve = curves.Roc(far[order], tar[order], np.full(len(far), np.nan))
+    assert curves.auc(curve) == pytest.approx(area, abs=6e-6)
     assert np.max((1 + tar - far) / 2) == pytest.approx(best, abs=6e-6)
     if equal_error is not None:
-        assert verification.eer(curve) == pytest.approx(equal_error, abs=6e-6)
+        assert curves.eer(curve) == pytest.approx(equal_error, abs=6e-6)
 
 
 @pytest.mark.parametrize(
@@ -356,11 +356,11 @@ def test_scores_rebuilt_from_published_curves(published, name, area, best, equal
     rank = -np.arange(steps.shape[1], dtype=float)
     scores = np.concatenate([np.repeat(rank, steps[0]), np.repeat(rank, steps[1])])
     same = np.arange(6000) < 3000
-    curve = verification.roc(scores, same)
-    assert verification.auc(curve) == pytest.approx(area, abs=6e-6)
-    assert verification.eer(curve) == pytest.approx(equal_error, abs=6e-6)
-    chosen = verification.best_threshold(scores, same)
-    assert verification.accuracy(scores, same, chosen) == pytest.approx(best, abs=6e-6)
+    curve = curves.roc(scores, same)
+    assert curves.auc(curve) == pytest.approx(area, abs=6e-6)
+    assert curves.eer(curve) == pytest.approx(equal_error, abs=6e-6)
+    chosen = curves.best_threshold(scores, same)
+    assert curves.accuracy(scores, same, chosen) == pytest.approx(best, abs=6e-6)
 
 
 def test_celeba_distances(published):
@@ -372,10 +372,10 @@ def test_celeba_distances(published):
     assert (genuine.mean(), impostor.mean()) == pytest.approx((0.4776, 0.7998), abs=5e-5)
     scores = -np.concatenate([genuine, impostor])
     same = np.arange(len(scores)) < len(genuine)
-    far, tar = verification.rates(scores, same, -0.6)
+    far, tar = curves.rates(scores, same, -0.6)
     assert tar == pytest.approx(0.889)
     assert far == pytest.approx(0.00105, abs=5e-6)
-    assert verification.tar_at_far(verification.roc(scores, same), far) >= tar
+    assert curves.tar_at_far(curves.roc(scores, same), far) >= tar
 
 
 def vgg_face_distances(published):
@@ -401,9 +401,9 @@ def test_vgg_face_thresholds(published):
     assert genuine.max() == 0.3637
     two_sigma = genuine.mean() + 2 * genuine.std(ddof=1)
     assert two_sigma == pytest.approx(0.3751, abs=5e-5)
-    assert verification.rates(-distances, same, -two_sigma)[1] == 1.0
+    assert curves.rates(-distances, same, -two_sigma)[1] == 1.0
     # A genuine pair lies exactly at this threshold and is accepted.
-    assert verification.rates(-distances, same, -0.3147) == pytest.approx((0.0, 34 / 38))
+    assert curves.rates(-distances, same, -0.3147) == pytest.approx((0.0, 34 / 38))
 
 
 def test_openface_ten_folds(published):

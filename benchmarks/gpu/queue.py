@@ -27,7 +27,7 @@ from benchmarks import common
 from benchmarks.gpu import question as questions_of
 from benchmarks.gpu.question import OURS, Contender, Held, Question
 from marginface.command import DONE, INPUT_ERROR, RUN_AGAIN
-from marginface.config import nearest
+from marginface.lookup import nearest
 
 SOME_FAILED = 1
 ALONE = "none"  # the peer of a row that has no peer

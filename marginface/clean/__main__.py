@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from marginface import command, runtime
+from marginface import build, command, runtime
 from marginface import config as configs
 from marginface.command import Parser
+from marginface.runs.files import write_atomically
 
 
 def run(argv: Sequence[str]) -> None:
@@ -47,7 +48,6 @@ def run(argv: Sequence[str]) -> None:
     runtime.start()
     from marginface.clean import subcenters  # after tune_cpu: JAX reads the flags once
     from marginface.data import cleaned
-    from marginface.runs import metrics
 
     faces, embeddings, readable, rows = _embed(options.run, config)
     labels = faces.labels()
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         f"{index},{label},{new},{angle:.3f}\n"
         for index, (label, new, angle) in enumerate(zip(labels, new_labels, angles, strict=True))
     )
-    metrics.write_atomically(out, f"{cleaned.COLUMNS}\n{''.join(lines)}")
+    write_atomically(out, f"{cleaned.COLUMNS}\n{''.join(lines)}")
     kept, dropped = int(found.keep.sum()), int((new_labels == subcenters.DROPPED).sum())
     print(
         f"kept {kept}, relabelled {len(labels) - kept - dropped}, dropped {dropped} of "
@@ -98,14 +98,14 @@ def _embed(run: pathlib.Path, config: Any) -> tuple[Any, np.ndarray, np.ndarray,
     """The training set, its embeddings [n, d], which images could be read [n]; W [c, k, d]."""
     from absl import logging
 
-    from marginface import sharding, train
+    from marginface import sharding
     from marginface.evaluators.common import embed_all
     from marginface.training import objective, step
     from marginface.training.checkpoint import Checkpoints
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    faces, _ = train.load_data(config)
+    faces, _ = build.load_data(config)
     mesh = sharding.make_mesh()
     losses = objective.make(
         config,
@@ -116,10 +116,10 @@ def _embed(run: pathlib.Path, config: Any) -> tuple[Any, np.ndarray, np.ndarray,
     )
     steps = step.make(
         config,
-        model=train.make_model(config),
+        model=build.make_model(config),
         objective=losses,
         mesh=mesh,
-        image_shape=train.image_shape_of(faces),
+        image_shape=build.image_shape_of(faces),
         total_steps=1,
     )
     with Checkpoints(run / "checkpoints") as checkpoints:
@@ -132,7 +132,7 @@ def _embed(run: pathlib.Path, config: Any) -> tuple[Any, np.ndarray, np.ndarray,
             f"{run}: the data set is not the one this run was trained on (fingerprint "
             f"{faces.fingerprint[:12]}, was {meta['data'][:12]}): restore the data"
         )
-    prepare, unreadable = train.make_prepare(faces, mesh), []
+    prepare, unreadable = build.make_prepare(faces, mesh), []
 
     def embed(state: step.State, batch: dict[str, np.ndarray]) -> np.ndarray:
         unreadable.append(batch["unreadable"])

@@ -1,1 +1,1 @@
-"""What a run leaves for people: pictures, a page, a table."""
+"""What people read."""

@@ -20,7 +20,8 @@ def run(argv: Sequence[str]) -> None:
         ValueError: an option or a value that does not exist.
     """
     runtime.tune_cpu()
-    from marginface.report import losses, plots  # after tune_cpu: JAX reads the flags once
+    from marginface.report import loss_pictures as losses
+    from marginface.report.run import plots
 
     parser = Parser("python -m marginface.report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

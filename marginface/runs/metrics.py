@@ -5,17 +5,14 @@ import math
 import os
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from marginface.runs.files import write_atomically
 from marginface.runs.trackers import Trackers
-
-_UMASK = os.umask(0)  # it can only be read by setting it
-os.umask(_UMASK)
 
 
 class Writer:
@@ -155,21 +152,6 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Either the old file or the whole new one: never a half, whenever the machine stops."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp lets nobody else read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def not_finite(values: Mapping[str, float]) -> str:

@@ -14,10 +14,8 @@ import math
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -404,42 +402,3 @@ class Checkpoints:
                 str(self._directory),
             )
         return error
-
-
-class Preemption:
-    """Notices SIGTERM, so that the train loop can save and leave at a step boundary.
-
-    One process: a handler that sets a flag, and the previous handler afterwards; the first Ctrl-C
-    and a lost terminal count as SIGTERM, the second Ctrl-C ends at once. Several processes:
-    JAX's preemption service, by which all of them stop at the same step; a Python handler would
-    silently disable it, so none is installed.
-    """
-
-    def __init__(self) -> None:
-        self.signalled = False  # this process was; stays False where there are several
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Preemption":
-        if jax.process_count() == 1:
-            numbers = [signal.SIGTERM, signal.SIGINT]
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
-                numbers.append(signal.SIGHUP)
-            self._previous = {n: signal.signal(n, self._notice) for n in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if jax.process_count() == 1:
-            for number, handler in self._previous.items():
-                # None stands for a handler that was not set from Python and cannot be put back.
-                signal.signal(number, handler or signal.SIG_DFL)
-
-    def _notice(self, signum: int, frame: types.FrameType | None) -> None:
-        if signum == signal.SIGINT and self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True
-
-    def requested(self, step: int) -> bool:
-        """Returns whether to save and stop now; every process must ask at every step."""
-        if jax.process_count() == 1:
-            return self.signalled
-        return multihost_utils.reached_preemption_sync_point(step)

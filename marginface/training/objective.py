@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from marginface import devices, sharding
-from marginface.config import Config, check_arguments, find_function, nearest
+from marginface.config import Config
+from marginface.lookup import check_arguments, find_function, nearest
 from marginface.losses import (
     class_losses,
     class_softmax,

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from marginface import models, sharding
-from marginface.config import Config, nearest
+from marginface.config import Config
+from marginface.lookup import nearest
 from marginface.training import optim
 from marginface.training.objective import Hyper, Metrics, Objective
 from marginface.training.objective import hyper as hyper_of

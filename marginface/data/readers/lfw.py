@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from marginface.data import Faces, Pairs, archives
+from marginface.data import Faces, Pairs, archives, photos
 from marginface.data.images import Augment, Frame
-from marginface.data.readers import folder
 
 IMAGES = "lfw_deepfunneled_112_q90.zip"
 LISTS = "lfw_lists.zip"
@@ -133,7 +132,7 @@ def verification(
       Pairs "lfw", protocol "folds": 6,000 pairs, 300 same and 300 different in each fold.
     """
     lfw = Lists(pathlib.Path(root), images, lists)
-    return folder.pairs(
+    return photos.pairs(
         lfw.files,
         *lfw.pairs("pairs.txt"),
         frame=Frame.of(image_size, crop),
@@ -202,10 +201,10 @@ def load(
     else:
         raise ValueError(f'LFW: protocol is {protocol!r}; use "view1" or "view2"')
     people = [person for person in people if len(person) >= min_images]
-    trained = folder.faces(lfw.files, people, frame=frame, augment=changes, unreadable=unreadable)
+    trained = photos.faces(lfw.files, people, frame=frame, augment=changes, unreadable=unreadable)
     content = f"{trained.fingerprint} {lfw.fingerprint(np.concatenate([first, second]))}"
     trained = dataclasses.replace(trained, fingerprint=hashlib.sha256(content.encode()).hexdigest())
-    test = folder.pairs(
+    test = photos.pairs(
         lfw.files, first, second, same, is_test, frame=frame, protocol="dev", name="lfw"
     )
     return trained, {"lfw": test}

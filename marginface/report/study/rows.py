@@ -17,9 +17,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from launch import units
 from marginface.config import dotted
-from marginface.report import run_folder
+from marginface.runs import folder as run_folder
+from marginface.runs import plan, provenance
 
 Row = dict[str, str | float | int | None]
 Setting = tuple[str, str, str]
@@ -169,11 +169,11 @@ def _find(path: pathlib.Path) -> list[pathlib.Path]:
     found = []
     for name, below, files in os.walk(path):
         folder = pathlib.Path(name)
-        if units.SWEEP in files:
+        if plan.SWEEP in files:
             found += [folder / unit for unit in _sweep(folder)["units"]]
         if "config.json" in files:
             found.append(folder)
-        if "config.json" in files and units.SWEEP not in files:
+        if "config.json" in files and plan.SWEEP not in files:
             below.clear()
         below[:] = sorted(b for b in below if b not in _KEEP_OUT and not b.startswith("."))
     return found
@@ -183,7 +183,7 @@ def _row(folder: pathlib.Path) -> Row:
     for name in ("metrics.jsonl", "stopped.json", "summary.json", "log.txt"):
         _size(folder / name)
     try:
-        kind, why, _ = units.state(folder)
+        kind, why, _ = run_folder.state(folder)
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder} is damaged: run it again in a new folder") from None
     experiment, variant, overrides = _identity(folder)
@@ -219,7 +219,7 @@ def _identity(folder: pathlib.Path) -> tuple[str, str, dict[str, Any]]:
 
 def _planned(folder: pathlib.Path) -> dict[str, Any] | None:
     """What the sweep around a folder says of it; None if there is none, or it is no unit."""
-    if not (folder.parent / units.SWEEP).is_file():
+    if not (folder.parent / plan.SWEEP).is_file():
         return None
     sweep = _sweep(folder.parent)
     if folder.name not in sweep["units"]:
@@ -228,10 +228,10 @@ def _planned(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _sweep(folder: pathlib.Path) -> dict[str, Any]:
-    _size(folder / units.SWEEP)
-    sweep = units.recorded(folder)
+    _size(folder / plan.SWEEP)
+    sweep = plan.recorded(folder)
     if wrong := [name for name in sweep["units"] if pathlib.PurePath(name).name != name]:
-        raise ValueError(f"{folder / units.SWEEP}: {wrong[0]!r} is no name of a run folder")
+        raise ValueError(f"{folder / plan.SWEEP}: {wrong[0]!r} is no name of a run folder")
     return sweep
 
 
@@ -253,7 +253,7 @@ def _figures(summary: Mapping[str, Any]) -> Row:
     return {
         name: _finite(value)
         for name, value in sorted(summary.items())
-        if not name.startswith(run_folder.ORIGIN) and name not in COLUMNS
+        if not name.startswith(provenance.ORIGIN) and name not in COLUMNS
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
 

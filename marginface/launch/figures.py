@@ -25,14 +25,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from launch import comparison, units
-from launch.comparison import ALPHA
-from launch.rows import Row, figure, gather, seed, shares_time
 from marginface import command
 from marginface.command import Parser
-from marginface.report import sweep_plots
-from marginface.report.plots import Picture
-from marginface.report.sweep_plots import MOST_LINES, WHO, Axis, Metric, Setting, Value
+from marginface.report.run.plots import Picture
+from marginface.report.study import comparison, sweep_plots
+from marginface.report.study.comparison import ALPHA
+from marginface.report.study.rows import Row, figure, gather, seed, shares_time
+from marginface.report.study.sweep_plots import MOST_LINES, WHO, Axis, Metric, Setting, Value
+from marginface.runs import plan
 
 SEP, SPEED = "prototypes/sep_mean", "time/examples_per_s"
 _BESIDE = {SEP: Metric("mean Sep", less=True), SPEED: Metric("training images per second")}
@@ -154,7 +154,7 @@ def _names(lines: Sequence[comparison.Line]) -> dict[str, str]:
     """Dotted key → its name in pictures: λ for a weight, else its shortest telling end."""
     keys = list(dict.fromkeys(key for line in lines for key in _words(line)))
     weights = [key for key in keys if key.endswith(".weight")]
-    names = units.short_keys(keys)
+    names = plan.short_keys(keys)
     for key in keys:
         if key in weights:
             names[key] = "λ" if len(weights) == 1 else f"λ of {key.split('.')[-2]}"

@@ -22,19 +22,20 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch import units as sweeps
-from launch.engines.board import Board
-from launch.units import Unit
+from marginface import build, devices, runtime, sharding, train
 from marginface import config as configs
-from marginface import devices, runtime, sharding, train
+from marginface.command import DIVERGED, INPUT_ERROR, RUN_AGAIN
 from marginface.data import pipeline
 from marginface.evaluators.common import NotFiniteError
-from marginface.main import DIVERGED, INPUT_ERROR, RUN_AGAIN
-from marginface.report import run_folder
+from marginface.launch.engines.board import Board
+from marginface.launch.units import Unit
+from marginface.report.run import page
+from marginface.runs import folder as run_folder
 from marginface.runs import metrics
 from marginface.runs.trackers import start_trackers
 from marginface.training import objective, step
-from marginface.training.checkpoint import Checkpoints, Preemption
+from marginface.training.checkpoint import Checkpoints
+from marginface.training.preemption import Preemption
 
 UNITS = "units"  # the mesh axis over which the units are split
 _SPARE = 0.8  # the part of the free memory that may be filled
@@ -75,7 +76,7 @@ def run(units: Sequence[Unit], *, width: int = 0) -> None:
             except (ValueError, OSError) as error:  # its data or config: the others go on
                 ended = ("done", "diverged")
                 _refuse(
-                    [u for u in group if sweeps.state(u.folder).kind not in ended], error, board
+                    [u for u in group if run_folder.state(u.folder).kind not in ended], error, board
                 )
     finally:
         board.close()
@@ -98,14 +99,14 @@ class _Group:
     def __init__(self, units: Sequence[Unit], width: int) -> None:
         self.units, self.config = list(units), units[0].config
         config, self.mesh = self.config, sharding.make_mesh(1)  # a unit alone, to evaluate it
-        self.faces, test_sets = train.load_data(config)
-        self.total = train.total_steps(config, self.faces, self.mesh)
+        self.faces, test_sets = build.load_data(config)
+        self.total = build.total_steps(config, self.faces, self.mesh)
         self.best = f"{next(iter(test_sets))}/accuracy" if test_sets else None
-        self.alone = train.make_steps(config, self.faces, self.mesh, self.total)
-        self.evaluators = train.make_evaluators(
+        self.alone = build.make_steps(config, self.faces, self.mesh, self.total)
+        self.evaluators = build.make_evaluators(
             config, self.faces, test_sets, self.alone, self.mesh
         )
-        self.prepare = train.make_prepare(self.faces, self.mesh)
+        self.prepare = build.make_prepare(self.faces, self.mesh)
         self.untrained: dict[int, dict[str, float]] = {}  # by seed: no other number decides it
         count = len(jax.devices())
         self.wide = jax.make_mesh(
@@ -114,7 +115,7 @@ class _Group:
             axis_types=(jax.sharding.AxisType.Auto,) * 2,
             devices=jax.devices(),
         )
-        self.functions = train.make_steps(config, self.faces, None, self.total, make=step.functions)
+        self.functions = build.make_steps(config, self.faces, None, self.total, make=step.functions)
         wanted = -(-min(width or len(units), len(units)) // count) * count
         self.seeds = min(wanted, len({unit.config.seed for unit in units}))
         self.width, self.step = self._compile(wanted, bounded=not width)
@@ -177,7 +178,7 @@ class _Group:
         def stacked(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((width, *leaf.shape), leaf.dtype, sharding=self.by_unit)
 
-        batch, edge = self.config.batch_size, train.image_shape_of(self.faces)
+        batch, edge = self.config.batch_size, build.image_shape_of(self.faces)
         number = stacked(jax.ShapeDtypeStruct((), jnp.int32))
         lowered = jax.jit(split, donate_argnums=0).lower(
             jax.tree.map(stacked, self.functions.like),
@@ -306,7 +307,7 @@ class _Chunk:
         streams = {}
         for run in self.runs:
             if run.unit.config.seed not in streams:
-                stream = train.make_batches(run.unit.config, self.group.faces)
+                stream = build.make_batches(run.unit.config, self.group.faces)
                 stream.set_state({"step": self.runs[0].now})
                 streams[run.unit.config.seed] = stream
         return streams
@@ -410,7 +411,7 @@ class _Chunk:
     def _report(self, run: _Run, results: dict[str, float], seconds: float) -> None:
         evaluators = self.group.evaluators
         with run.logging():
-            run_folder.report(
+            page.report(
                 run.unit.folder,
                 results=results,
                 evaluators=evaluators.verifications,
@@ -419,7 +420,7 @@ class _Chunk:
                 command=run.unit.origin()["command"],
                 separability=evaluators.separability,
                 groupings=evaluators.groupings,
-                walk=train.walk_of(run.unit.config, self.group.faces, self.group.mesh),
+                walk=build.walk_of(run.unit.config, self.group.faces, self.group.mesh),
             )
         run.close()
 

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from marginface import sharding, train
+from marginface import build, sharding
 from marginface.losses import regularizers
 from marginface.losses.class_softmax import all_classes
-from marginface.report.plots import _STYLE, BLUE, GREEN, GREY, VERMILION
+from marginface.report.run.plots import _STYLE, BLUE, GREEN, GREY, VERMILION
 from marginface.training import objective, step
 from marginface.typing import Array
 
@@ -97,7 +97,7 @@ def render(*, samples: int = 40) -> Faces:
     """The first ten people of the embedded faces, as data=small draws them."""
     config = config_of("normface", "data=small")
     config.data.kw.update(identities=len(IDENTITIES), samples=samples)
-    faces, _ = train.load_data(config)
+    faces, _ = build.load_data(config)
     records = [faces.decode(faces.source[i]) for i in range(len(faces.source))]
     batch = {k: np.stack([record[k] for record in records]) for k in records[0]}
     return Faces(np.asarray(faces.to_images(batch)), batch["label"])
@@ -125,7 +125,7 @@ def embed(name: str, dim: int, faces: Faces, *, steps: int = 300, seed: int = 0)
     )
     functions = step.make(
         config,
-        model=train.make_model(config),
+        model=build.make_model(config),
         objective=losses,
         mesh=mesh,
         image_shape=faces.images.shape[1:],

@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from marginface.data import Pairs
-from marginface.evaluators import grouping, verification
+from marginface.evaluators import curves, grouping, verification
 from marginface.typing import Bool, Float, Int
 
 Records = Sequence[Mapping[str, Any]]
@@ -88,11 +88,11 @@ def draw(
         pairs, threshold = evaluator.pairs, evaluator.threshold
         shown = verification.tested(pairs.fold, pairs.protocol)
         scores, same = evaluator.scores[shown], pairs.same[shown]
-        curves = {"trained": verification.roc(scores, same)}
+        drawn = {"trained": curves.roc(scores, same)}
         if untrained and pairs.name in untrained:
-            curves["untrained"] = verification.roc(untrained[pairs.name][shown], same)
+            drawn["untrained"] = curves.roc(untrained[pairs.name][shown], same)
         path = folder / f"{pairs.name}_roc.png"
-        roc(curves, path, title=pairs.name)
+        roc(drawn, path, title=pairs.name)
         caption = "Genuine pairs accepted, for each rate of impostor pairs accepted by mistake."
         pictures.append(Picture(path, f"{pairs.name}: {caption}"))
         path = folder / f"{pairs.name}_scores.png"
@@ -179,26 +179,26 @@ def learning(records: Records, path: pathlib.Path) -> None:
 
 
 @_STYLE
-def roc(curves: Mapping[str, verification.Roc], path: pathlib.Path, *, title: str) -> None:
+def roc(found: Mapping[str, curves.Roc], path: pathlib.Path, *, title: str) -> None:
     """TAR over FAR on a logarithmic axis, from one accepted impostor pair on.
 
     Args:
-        curves: by the name that the legend shows; the first is the main one.
+        found: by the name that the legend shows; the first is the main one.
         path: a .png.
         title: above the axes.
     """
     figure = Figure(figsize=(_WIDTH, 5.2), layout="constrained")
     axes = figure.subplots()
-    lowest = min(curve.far[curve.far > 0].min() for curve in curves.values())
-    for (name, curve), colour in zip(curves.items(), (BLUE, GREY, GREEN, ORANGE), strict=False):
-        label = f"{name}: AUC {verification.auc(curve):.4f}, EER {verification.eer(curve):.2%}"
+    lowest = min(curve.far[curve.far > 0].min() for curve in found.values())
+    for (name, curve), colour in zip(found.items(), (BLUE, GREY, GREEN, ORANGE), strict=False):
+        label = f"{name}: AUC {curves.auc(curve):.4f}, EER {curves.eer(curve):.2%}"
         width = 2.0 if colour == BLUE else 1.4
         axes.step(
             curve.far, 100 * curve.tar, where="post", color=colour, linewidth=width, label=label
         )
-        for far in map(float, verification.FARS):
+        for far in map(float, curves.FARS):
             if colour == BLUE and far >= lowest:
-                tar = verification.tar_at_far(curve, far)
+                tar = curves.tar_at_far(curve, far)
                 axes.plot(far, 100 * tar, "o", color=colour, markersize=5, clip_on=False, zorder=5)
                 # Right below the point there is room: the curve only rises.
                 axes.annotate(
@@ -242,7 +242,7 @@ def histogram(
     axes = figure.subplots()
     bins = int(np.clip(np.sqrt(len(scores)), 10, 60))
     edges = np.histogram_bin_edges(scores, bins=bins)
-    far, tar = verification.rates(scores, same, threshold)
+    far, tar = curves.rates(scores, same, threshold)
     kinds = [
         (IMPOSTOR, ~same, f"impostor pairs, {far:.2%} accepted"),
         (GENUINE, same, f"genuine pairs, {1 - tar:.2%} refused"),

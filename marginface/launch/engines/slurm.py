@@ -19,9 +19,9 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from launch.units import Unit
-from marginface import config as configs
-from marginface.runs import metrics
+from marginface import lookup
+from marginface.launch.units import Unit
+from marginface.runs.files import write_atomically
 
 SCRIPT = "array.sh"
 
@@ -104,7 +104,7 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
     for path, text in files.items():
         file = units[0].folder.parents[1] / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_atomically(file, text)
+        write_atomically(file, text)
     for folder, group in _by_folder(units).items():
         job = _call("sbatch", "--parsable", str(folder / SCRIPT)).strip()
         print(f"job {job}: {len(group)} units, logs in {folder}; squeue --me shows it", flush=True)
@@ -161,7 +161,7 @@ def _set(words: Sequence[str], known: set[str]) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in words)
     for key, value in pairs.items():
         if key not in known or not value:
-            raise ValueError(f"--slurm_set {key}={value}: no such; {configs.nearest(key, known)}")
+            raise ValueError(f"--slurm_set {key}={value}: no such; {lookup.nearest(key, known)}")
     return pairs
 
 

@@ -27,14 +27,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch import units as sweeps
-from launch.sweep import check_folders
-from launch.units import Unit
-from marginface import command, runtime
+from marginface import command, lookup, runtime
 from marginface import config as configs
 from marginface.command import Parser
 from marginface.config import Config
-from marginface.runs import metrics
+from marginface.launch import units as sweeps
+from marginface.launch.sweep import check_folders
+from marginface.launch.units import Unit
+from marginface.runs import folder as run_folder
+from marginface.runs.files import write_atomically
 
 SEARCH = "search.json"
 BACKENDS = {"local": "local", "vmap": "together"}  # their units have ended when they return
@@ -70,11 +71,11 @@ class Space:
         self._known = configs.dotted(config)
         self.ranges: dict[str, Range] = {}
 
-    def uniform(self, key: str, low: float, high: float) -> None:
+    def uniform(self, key: str, low: float | int, high: float | int) -> None:
         """Any value from low to high."""
         self._add(key, Range("uniform", (low, high)))
 
-    def log_uniform(self, key: str, low: float, high: float) -> None:
+    def log_uniform(self, key: str, low: float | int, high: float | int) -> None:
         """Any value from low to high, each factor as likely as another."""
         if low <= 0:
             raise ValueError(f"log_uniform {key!r} from {low}: give a lower end above 0")
@@ -86,7 +87,7 @@ class Space:
 
     def _add(self, key: str, span: Range) -> None:
         if key not in self._known:
-            raise ValueError(f"config has no key {key!r}; {configs.nearest(key, self._known)}")
+            raise ValueError(f"config has no key {key!r}; {lookup.nearest(key, self._known)}")
         if key in self.ranges:
             raise ValueError(f"{key!r} has a range already: give it one")
         default = self._known[key]
@@ -229,7 +230,7 @@ class Search:
             folder = self.folder / f"trial={trial['number']:03}"
             if trial["state"] in _ENDED or not folder.exists():
                 continue
-            state = sweeps.state(folder)
+            state = run_folder.state(folder)
             trial.update(state=state.kind, why=state.why)
             if state.kind == "done":
                 trial["accuracy"] = accuracies(folder).get("validation")
@@ -257,7 +258,7 @@ class Search:
     def note_test(self, units: Sequence[Unit]) -> None:
         """Takes over the test accuracies of the finals; None for a seed that is not there."""
         for unit in units:
-            done = sweeps.state(unit.folder).kind == "done"
+            done = run_folder.state(unit.folder).kind == "done"
             self.test[str(unit.config.seed)] = accuracies(unit.folder) if done else None
         self.write()
 
@@ -276,7 +277,7 @@ class Search:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, default=list) + "\n"
-        metrics.write_atomically(self.folder / SEARCH, text)
+        write_atomically(self.folder / SEARCH, text)
 
     def _read(self) -> None:
         path = self.folder / SEARCH
@@ -396,13 +397,13 @@ def _run(units: Sequence[Unit], run: Runner, notes: Sequence[Callable[[], None]]
     """Runs those that have not ended; whatever happens, what has ended is noted."""
     check_folders(units)
     try:
-        todo = [u for u in units if sweeps.state(u.folder).kind not in _ENDED]
+        todo = [u for u in units if run_folder.state(u.folder).kind not in _ENDED]
         if todo:
             run(todo)
     finally:
         for note in notes:
             note()
-    states = {unit.folder: sweeps.state(unit.folder) for unit in units}
+    states = {unit.folder: run_folder.state(unit.folder) for unit in units}
     bad = {folder: state for folder, state in states.items() if state.kind not in _ENDED}
     for folder, (kind, why, _) in bad.items():
         if kind == "checkpointed":
@@ -457,7 +458,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--dry_run", action="store_true", help="print ranges and first commands, and stop")
     for name, module in BACKENDS.items():
         group = parser.add_argument_group(f"--backend {name}")
-        importlib.import_module(f"launch.engines.{module}").add_arguments(group)
+        importlib.import_module(f"marginface.launch.engines.{module}").add_arguments(group)
     options, changes = parser.parse_with_changes(argv)
     for name, least in {"trials": 1, "seeds": 0, "held_out": 4, "batch": 1}.items():
         if (given := getattr(options, name)) < least:
@@ -477,7 +478,7 @@ def run(argv: Sequence[str]) -> None:
         _print_plan(searches, options)
         return
     _optuna()
-    backend = importlib.import_module(f"launch.engines.{BACKENDS[options.backend]}")
+    backend = importlib.import_module(f"marginface.launch.engines.{BACKENDS[options.backend]}")
     search(
         searches,
         trials=options.trials,

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from launch import units
-from launch.rows import Row, Setting, figure, seed, settings, shares_time
-from marginface.config import nearest
-from marginface.report import published, statistics, tables
-from marginface.report.tables import NOTHING, Cell, Table, number
+from marginface.lookup import nearest
+from marginface.report.study import published, statistics, tables
+from marginface.report.study.rows import Row, Setting, figure, seed, settings, shares_time
+from marginface.report.study.tables import NOTHING, Cell, Table, number
+from marginface.runs import plan
 
 ALPHA = 0.05
 _PERCENT = ("accuracy", "eer", "top1", "tar@far")
@@ -360,7 +360,7 @@ def _labels(rows: Iterable[Row]) -> dict[Setting, tuple[str, str, str]]:
     found = list(settings(rows))
     variant, common = shared_words(found)
     words = {s: [w.partition("=") for w in shlex.split(s[2]) if w not in common] for s in found}
-    short = units.short_keys(list({key: None for split in words.values() for key, _, _ in split}))
+    short = plan.short_keys(list({key: None for split in words.values() for key, _, _ in split}))
     overrides = {s: " ".join(f"{short[k]}={v}" for k, _, v in words[s]) for s in found}
     return {s: (s[0], s[1] if s[1] != variant else "", overrides[s]) for s in found}
 

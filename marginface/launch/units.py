@@ -8,19 +8,17 @@ A unit is always the plain command a user would type, in a run folder of its own
 
 import hashlib
 import itertools
-import json
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from marginface import config as configs
+from marginface import lookup
 from marginface.config import Config
-from marginface.report import run_folder
-from marginface.runs import metrics
-
-SWEEP = "sweep.json"
+from marginface.runs import folder as run_folder
+from marginface.runs import plan
 
 
 class Unit(NamedTuple):
@@ -56,20 +54,6 @@ class Unit(NamedTuple):
         }
 
 
-class State(NamedTuple):
-    """How far a run folder is.
-
-    kind: "done", "not run", "interrupted" (begun, and ended without a word or still running),
-      "checkpointed" (stopped by SIGTERM), "failed" (config or input error) or "diverged".
-    why: one line, empty where the kind says it all.
-    step: the last step in metrics.jsonl, 0 if there is none.
-    """
-
-    kind: str
-    why: str = ""
-    step: int = 0
-
-
 def expand(
     experiment: str,
     *,
@@ -101,7 +85,7 @@ def expand(
             raise ValueError(f"{experiment} has no function sweep(add, arg)")
         module.sweep(points.append, variant or None)
     keys = list(dict.fromkeys(key for point in points for key in point))
-    short = short_keys(keys)
+    short = plan.short_keys(keys)
     common = configs.from_text(configs.load(experiment), changes or {})
     if clash := sorted(common.keys() & set(keys)):
         raise ValueError(f"--config.{clash[0]}: the sweep of {experiment} varies it; use --filter")
@@ -139,100 +123,6 @@ def folder_name(experiment: str, changes: Mapping[str, Any] | None = None) -> st
     return re.sub(r"[^\w.=,+-]+", "-", "-".join(words))
 
 
-def record(units: Iterable[Unit]) -> None:
-    """Writes down each sweep's units, so that a table can name those that never ran.
-
-    Those recorded before stay: a sweep may grow by seeds and points.
-    """
-    for folder, group in itertools.groupby(units, lambda unit: unit.folder.parent):
-        group = list(group)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, variant = configs.parts(group[0].experiment)
-        try:
-            known = recorded(folder)["units"]
-        except (OSError, ValueError):  # none yet, or damaged: made anew
-            known = {}
-        content = {
-            "experiment": path.stem,
-            "variant": variant,
-            "units": known | {unit.name: unit.overrides for unit in group},
-        }
-        text = json.dumps(content, indent=1, default=list) + "\n"
-        metrics.write_atomically(folder / SWEEP, text)
-
-
-def recorded(folder: pathlib.Path) -> dict[str, Any]:
-    """{"experiment", "variant", "units": {name: overrides}} of a sweep's folder.
-
-    Raises:
-        ValueError: the file is damaged; names it.
-    """
-    path = folder / SWEEP
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(o, dict) for o in content["units"].values()):
-            raise TypeError
-        return {key: content[key] for key in ("experiment", "variant", "units")}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged: start the sweep again, it is made anew") from None
-
-
-def state(folder: pathlib.Path) -> State:
-    """How far the run in this folder is, from the files it left."""
-    try:
-        lines = metrics.read_lines(folder / "metrics.jsonl")
-        step = max((int(line["step"]) for line in lines), default=0)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return State("failed", f"metrics.jsonl is damaged: {error}")
-    stopped = _read_json(folder / "stopped.json")
-    if stopped:
-        kinds = {2: "failed", 3: "diverged", 75: "checkpointed"}
-        kind = kinds.get(stopped.get("code"), "failed")
-        return State(kind, str(stopped.get("message", "")), step)
-    summary = _read_json(folder / "summary.json")
-    if summary == {}:
-        return State("failed", "summary.json is damaged: the same command makes it anew", step)
-    if summary is not None:
-        broken = sorted(key for key, value in summary.items() if value is None)
-        return State("done", f"not finite: {', '.join(broken)}" if broken else "", step)
-    if (folder / "config.json").exists():
-        return State("interrupted", f"ended without a word after step {step}", step)
-    log = folder / "log.txt"
-    if log.exists():
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return State("failed", lines[-1] if lines else "left no word")
-    return State("not run")
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted key's shortest end that names it alone; "weight" says too little."""
-    found = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
-        others = [other for other in keys if other != key]
-        found[key] = next(
-            (
-                end
-                for end in ends
-                if end != "weight"
-                and not any(other == end or other.endswith(f".{end}") for other in others)
-            ),
-            key,
-        )
-    return found
-
-
 def _text(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return re.sub(r"[^\w.+-]+", "_", text)
@@ -247,7 +137,7 @@ def _filtered(units: list[Unit], filters: Sequence[str]) -> list[Unit]:
         fitting = [key for key in keys if key == end or key.endswith(f".{end}")]
         if len(fitting) != 1:
             what = "fits none" if not fitting else f"fits {', '.join(fitting)}"
-            raise ValueError(f"--filter {word!r} {what}; {configs.nearest(end, keys)}")
+            raise ValueError(f"--filter {word!r} {what}; {lookup.nearest(end, keys)}")
         wanted = set(values.split(","))
         there = {_text(configs.dotted(unit.config)[fitting[0]]) for unit in units}
         if not wanted & there:

@@ -16,16 +16,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from launch.comparison import cited, compare, problems
-from launch.rows import Row, gather, is_table, merge, read_csv, settings, to_csv
 from marginface import command
 from marginface.command import Parser
-from marginface.report import tables
-from marginface.runs import metrics
+from marginface.report.study import tables
+from marginface.report.study.comparison import cited, compare, problems
+from marginface.report.study.rows import Row, gather, is_table, merge, read_csv, settings, to_csv
+from marginface.runs.files import write_atomically
 
 __all__ = ["Row", "gather", "read_csv", "settings", "stale", "update"]
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -39,7 +39,7 @@ def update(page: pathlib.Path, name: str, text: str) -> None:
         ValueError: the page lacks them.
     """
     head, _, tail = _split(page, name)
-    metrics.write_atomically(page, f"{head}{text}{tail}")
+    write_atomically(page, f"{head}{text}{tail}")
 
 
 def stale(page: pathlib.Path, results: pathlib.Path = RESULTS) -> list[str]:
@@ -141,7 +141,7 @@ def run(argv: Sequence[str]) -> None:
         rows = merge(read_csv(path), rows)
     if path is not None and (options.name or options.out):
         path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_atomically(path, to_csv(rows))
+        write_atomically(path, to_csv(rows))
         print(f"rows: {path}", file=sys.stderr)
     print(_tables(options, rows), end="", flush=True)
     if options.update and path is not None:

@@ -25,9 +25,9 @@ from matplotlib.scale import scale_factory
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from marginface.report import statistics
-from marginface.report.plots import _STYLE, _WIDTH, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
-from marginface.report.tables import number
+from marginface.report.run.plots import _STYLE, _WIDTH, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
+from marginface.report.study import statistics
+from marginface.report.study.tables import number
 from marginface.typing import Bool, Float
 
 Value = float | str

@@ -20,12 +20,13 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from launch import units as sweeps
-from launch.units import Unit
 from marginface import command, runtime
 from marginface import config as configs
 from marginface.command import Parser
-from marginface.report import run_folder
+from marginface.launch import units as sweeps
+from marginface.launch.units import Unit
+from marginface.runs import folder as run_folder
+from marginface.runs import plan
 
 BACKENDS = {
     "local": "local",
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs"), help="where the folders go")
     add("--dry_run", action="store_true", help="print what would run or be sent, and stop")
     for name in dict.fromkeys(BACKENDS.values()):
-        module = importlib.import_module(f"launch.engines.{name}")
+        module = importlib.import_module(f"marginface.launch.engines.{name}")
         module.add_arguments(parser.add_argument_group(f"--backend {_backend_of(name)}"))
     return parser.parse_with_changes(argv)
 
@@ -81,14 +82,14 @@ def run(argv: Sequence[str]) -> int:
     check_folders(units)
     # Seed by seed, so that a sweep cut short has compared everything with the same seeds.
     units.sort(key=lambda unit: unit.config.seed)
-    states = {unit.folder: sweeps.state(unit.folder) for unit in units}
+    states = {unit.folder: run_folder.state(unit.folder) for unit in units}
     todo = [u for u in units if states[u.folder].kind not in ("done", "diverged")]
     print(f"{len(units)} units, {len(units) - len(todo)} of them ended before", flush=True)
-    backend = importlib.import_module(f"launch.engines.{BACKENDS[options.backend]}")
+    backend = importlib.import_module(f"marginface.launch.engines.{BACKENDS[options.backend]}")
     if options.dry_run:
         _print_rendered(todo, backend, options)
         return 0
-    sweeps.record(units)
+    plan.record(units)
     ended_here = backend.submit(todo, options) if todo else True
     return _conclude(units) if ended_here else 0
 
@@ -136,7 +137,7 @@ def _conclude(units: Sequence[Unit]) -> int:
     """Names what is not done."""
     bad = 0
     for unit in units:
-        state = sweeps.state(unit.folder)
+        state = run_folder.state(unit.folder)
         if state.kind != "done":
             bad += 1
             why = f": {state.why}" if state.why else ""

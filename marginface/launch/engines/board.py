@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launch import units as sweeps
-from launch.units import Unit
+from marginface.launch.units import Unit
+from marginface.runs import folder as run_folder
 
 _SHOWN = 6  # units of a kind
 
@@ -36,7 +36,7 @@ class Board:
         """The unit's process has ended; `again`: it will be started once more."""
         title = self._title(unit)
         self._running.pop(title, None)
-        kind, why, step = sweeps.state(unit.folder)
+        kind, why, step = run_folder.state(unit.folder)
         if kind == "done":
             self._done += 1
         elif not again:
@@ -52,7 +52,7 @@ class Board:
         self._erase()
         lines = [self.line()]
         for title, unit in list(self._running.items())[:_SHOWN]:
-            lines.append(f"  running  {title}  step {sweeps.state(unit.folder).step}")
+            lines.append(f"  running  {title}  step {run_folder.state(unit.folder).step}")
         if len(self._running) > _SHOWN:
             lines.append(f"  and {len(self._running) - _SHOWN} more")
         lines += [f"  failed   {failure}" for failure in self._failed[-_SHOWN:]]

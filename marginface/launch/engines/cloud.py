@@ -25,8 +25,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from launch.units import Unit
-from marginface.runs import metrics
+from marginface.launch.units import Unit
+from marginface.runs.files import write_atomically
 
 BUCKET_AT = "/runs"
 PYTHON_AT = "$HOME/.marginface"
@@ -303,7 +303,7 @@ def write(units: Sequence[Unit], files: dict[str, str], program: str) -> list[pa
     paths = [units[0].folder.parents[1] / name for name in files]
     for path, text in zip(paths, files.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_atomically(path, text)
+        write_atomically(path, text)
     return paths
 
 

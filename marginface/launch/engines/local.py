@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-from launch.engines.board import Board
-from launch.units import Unit
-from marginface import main, runtime
+from marginface import runtime
+from marginface.command import DIVERGED, DONE, INPUT_ERROR
+from marginface.launch.engines.board import Board
+from marginface.launch.units import Unit
 
 
 class _Process(NamedTuple):
@@ -85,7 +86,7 @@ def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
             for one in ended:
                 running.remove(one)
                 one.log.close()
-                again = one.process.returncode not in (main.DONE, main.INPUT_ERROR, main.DIVERGED)
+                again = one.process.returncode not in (DONE, INPUT_ERROR, DIVERGED)
                 if again and one.attempt <= retries:
                     waiting.append((one.unit, one.attempt + 1))
                 board.ended(one.unit, again=again and one.attempt <= retries)

@@ -12,8 +12,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from launch.engines import cloud
-from launch.units import Unit
+from marginface.launch.engines import cloud
+from marginface.launch.units import Unit
 
 
 def add_arguments(parser: Any) -> None:

@@ -1,0 +1,1 @@
+"""Commands that run many experiments and gather what they left."""

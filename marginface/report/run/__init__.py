@@ -1,0 +1,1 @@
+"""What one run leaves for people: a page, a table, pictures."""

@@ -1,0 +1,1 @@
+"""What many runs leave for people: rows, comparisons, tables, pictures."""
