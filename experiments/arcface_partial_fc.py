@@ -7,10 +7,14 @@ by Partial FC, 2022, section 3.2. Classes left out of a step take no gradient fr
 and weight decay go on for them (arcface_torch halts those too). Each device keeps the classes of
 its whole batch even where those are more than a tenth of its part: few classes, many devices.
 
-    python -m marginface.main --config experiments/arcface_partial_fc.py
+    python -m marginface.main --config experiments/arcface_partial_fc.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    19 to 50 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    91.37 ± 0.81 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from experiments import arcface

@@ -5,10 +5,15 @@
 Zhao et al., RegularFace: Deep Face Recognition via Exclusive Regularization, 2019, equation 6.
 With data=folder and casia λ is the authors' 15 · 5 / λ_A-Softmax, which grows as that decays.
 
-    python -m marginface.main --config experiments/asoftmax_regular.py
+    python -m marginface.main --config experiments/asoftmax_regular.py:data=small
 
-Time on two cores: four minutes on the embedded faces, about eight with :data=lfw.
-Expect: not run yet with these settings.
+Time: on two cores, shortest to longest run.
+    19 to 23 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    92.04 ± 0.43 % (data=small, 5 seeds; study_embedded.csv)
+    92.00 ± 0.25 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from experiments import asoftmax, common

@@ -2,16 +2,26 @@
 
 A variant stands behind the file name, e.g. experiments/arcface_regular.py:data=lfw,dim=256.
 
-    data=synthetic   the embedded faces, nothing to download (default; under 5 minutes on 2 cores)
-    data=small       the same at 32×32 with a smaller network: under a minute
-    data=lfw         LFW's development people, root=../shared/data (under 20 minutes on 2 cores)
+    data=synthetic   the embedded faces, nothing to download (default; about 4 minutes on 2 cores)
+    data=small       the same at 32×32 with a smaller network: half a minute
+    data=lfw         LFW's development people, root=../shared/data (about 8 minutes on 2 cores)
     data=folder      your own faces, root=<folder or zip of identity/image files>
     data=casia       CASIA-WebFace in the published setting, root=<folder or zip>; one GPU or more
     model=...        sphereface4|10|20|36|64 or ir18|34|50|100
     dim=...          embedding dimension
+
+Every experiment's docstring ends with what its command takes and gives, each line with the data
+and the table in results/ that holds the runs.
+
+    Time        the shortest and the longest run; some ran beside other work
+    Expect      the mean over seeds ± half the width of its 95 % interval (Student's t), or the
+                lowest and the highest where all runs have one seed; tables of the same data
+                are of different versions of the code
+    Published   what a paper prints, and the setting there
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -52,41 +62,44 @@ def parse_variant(arg: str | None) -> dict[str, Any]:
 def base(arg: str | None) -> ConfigDict:
     """The config but for its loss: data, network, optimizer and schedule of the variant `arg`."""
     variant = parse_variant(arg)
-    presets = {"synthetic": synthetic, "small": small, "lfw": lfw, "folder": folder, "casia": casia}
-    if variant["data"] not in presets:
-        hint = nearest(variant["data"], presets)
-        raise ValueError(f"variant data={variant['data']!r} is unknown; {hint}")
+    chosen = preset(arg)
 
     config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 128
-    config.epochs = 10.0
-    config.steps = 0  # 0: as the epochs say
-    config.log_every = 20
-    config.checkpoint_every = 200
+    config.seed = 0  # of the first weights, the order of the images and all other chance
+    config.batch_size = 128  # images in an update, over all devices
+    config.epochs = 10.0  # passes over the training images
+    config.steps = 0  # updates of the run; 0: as the epochs say
+    config.log_every = 20  # updates from one line of metrics.jsonl to the next
+    config.checkpoint_every = 200  # updates
     config.data = ConfigDict(
         {
-            "name": "",
-            "workers": 0,
+            "name": "",  # a module of data.readers: synthetic, lfw or folder
+            "workers": 0,  # processes that read images; 0: threads of the run's own
             "images_per_identity": 0,  # K > 0: batches of batch_size / K identities, K images each
             "cleaned": "",  # a list by marginface.clean: its images under its labels only
             "held_out": 0,  # N > 0: validate on N people left out of training, in place of the test
-            "kw": {},
+            "kw": {},  # arguments of the reader
         }
     )
-    config.model = ConfigDict({"name": "", "embedding_dim": 128, "kw": {}})
+    config.model = ConfigDict(
+        {
+            "name": "",  # a module of models: sphereface, iresnet or group_head
+            "embedding_dim": 128,  # length of an embedding
+            "kw": {},  # arguments of the network
+        }
+    )
     config.loss = ConfigDict(
         {
             "name": "margin_softmax",  # a function of class_losses; "" for none
-            "kw": {},
-            "margin": "identity",
-            "margin_kw": {},
+            "kw": {},  # its own arguments
+            "margin": "identity",  # a function of margins, of the true class's cosine
+            "margin_kw": {},  # its arguments
             "detach": False,  # True: the margin without gradient, as arcface_torch has it
-            "anneal": {},
-            "similarity": "cosine",
-            "scale": 32.0,
-            "norm_as_scale": False,  # True: the scale is ‖x‖, as SphereFace has it
-            "chunk_size": auto(),  # classes at a time, a number; 0: all at once
+            "anneal": {},  # start, least, rate, power: the margin sets in slowly, see anneal
+            "similarity": "cosine",  # of embedding and prototype; or linear, subcenter_cosine
+            "scale": 32.0,  # s, the factor on every similarity
+            "norm_as_scale": False,  # True: the factor is scale · ‖x‖, as SphereFace has it
+            "chunk_size": auto(),  # classes at a time; 0: all at once; auto: as memory suggests
             "precision": "auto",  # of the other classes' products; highest, tf32 or bfloat16
             "sample_rate": 1.0,  # part of the classes in each step's softmax (Partial FC)
         }
@@ -97,32 +110,45 @@ def base(arg: str | None) -> ConfigDict:
     config.pairs = ConfigDict()  # of pairs and triplets in the batch
     config.optimizer = ConfigDict(
         {
-            "name": "sgd",
-            "learning_rate": 0.1,
+            "name": "sgd",  # or adamw, lamb
+            "learning_rate": 0.1,  # the highest, after the warm-up
             "prototypes_factor": 1.0,  # on the rate of prototypes, and of what the terms train
-            "weight_decay": 5e-4,
-            "momentum": 0.9,
-            "b1": 0.9,
-            "b2": 0.999,
-            "clip_norm": 0.0,
-            "accumulate": 1,
+            "weight_decay": 5e-4,  # of matrices and kernels; vectors are spared
+            "momentum": 0.9,  # of sgd
+            "b1": 0.9,  # of adamw and lamb: decay of the gradient's moving mean
+            "b2": 0.999,  # of adamw and lamb: decay of the moving mean of its square
+            "clip_norm": 0.0,  # the largest norm of the gradient; 0: no limit
+            "accumulate": 1,  # parts that a batch is cut into, one after the other
         }
     )
     config.schedule = ConfigDict(
         {
-            "name": "cosine",
-            "warmup": 0.05,  # fractions of the run
-            "boundaries": (0.5, 0.75),
-            "factor": 0.1,
-            "power": 1.0,
+            "name": "cosine",  # or constant, step, polynomial
+            "warmup": 0.05,  # fraction of the run over which the rate rises from 0
+            "boundaries": (0.5, 0.75),  # of step: fractions of the run
+            "factor": 0.1,  # of step: on the rate at each boundary
+            "power": 1.0,  # of polynomial: its exponent
         }
     )
-    config.evaluate = ConfigDict({"every": 0, "batch_size": 128, "score": "cosine"})
-    config.wandb = ConfigDict({"use": False, "project": "marginface", "mode": "offline"})
-    config.wandb.update(group="", tags=())  # group: the sweep's folder unless given
-    config.tensorboard = False
+    config.evaluate = ConfigDict(
+        {
+            "every": 0,  # updates from one evaluation to the next; 0: only before and after all
+            "batch_size": 128,  # images embedded at a time
+            "score": "cosine",  # of two images; or group_aware, siamese
+        }
+    )
+    config.wandb = ConfigDict(
+        {
+            "use": False,  # True: log to Weights & Biases, too
+            "project": "marginface",  # its name there
+            "mode": "offline",  # or online
+            "group": "",  # "": the sweep's folder
+            "tags": (),  # words to find the run by
+        }
+    )
+    config.tensorboard = False  # True: write event files, too
 
-    presets[variant["data"]](config, variant["root"])
+    chosen.fill(config, variant["root"])
     if variant["model"]:
         if variant["model"] not in MODELS:
             raise ValueError(
@@ -145,17 +171,17 @@ def synthetic(config: ConfigDict, root: str) -> None:
     config.data.name = "synthetic"
     config.data.kw = ConfigDict(
         {
-            "identities": 1000,
-            "samples": 80,
-            "image_size": 48,
-            "difficulty": 0.8,
-            "seed": 0,
-            "long_tail": 0.0,
-            "label_noise": 0.0,
-            "test_identities": 200,
-            "test_samples": 6,
-            "pairs": 2000,
-            "folds": 10,
+            "identities": 1000,  # people to train on
+            "samples": 80,  # images of each of them
+            "image_size": 48,  # side in pixels, a multiple of 8
+            "difficulty": 0.8,  # 0: nearly passport photographs, 2: hard
+            "seed": 0,  # of the population, not of the run
+            "long_tail": 0.0,  # exponent of images over people; 0: the same number of each
+            "label_noise": 0.0,  # fraction of training labels that are wrong
+            "test_identities": 200,  # people of the test, never trained on
+            "test_samples": 6,  # images of each of them
+            "pairs": 2000,  # of the test, half of them the same person
+            "folds": 10,  # of the test; nobody is in two
         }
     )
     small_network(config)
@@ -189,11 +215,23 @@ def folder(config: ConfigDict, root: str) -> None:
     """A folder or zip of identity/image files; a hundred of its people are kept for the test."""
     config.data.name = "folder"
     config.data.kw = files(root, image_size=112)
-    config.data.kw.update(test_identities=100, test_pairs=6000, folds=10, seed=0, lfw_root="")
+    config.data.kw.update(
+        test_identities=100,  # people of the test, never trained on
+        test_pairs=6000,  # half of them the same person
+        folds=10,  # of the test; nobody is in two
+        seed=0,  # of the choice of people and pairs
+        lfw_root="",  # a folder with LFW: test on its ten folds, too
+    )
     config.model.name = "iresnet"
     config.model.embedding_dim = 512
     config.model.kw = ConfigDict(
-        {"depth": 18, "width": 1.0, "dropout": 0.4, "dtype": "float32", "remat": False}
+        {
+            "depth": 18,  # layers: 18, 34, 50 or 100
+            "width": 1.0,  # factor on the number of channels
+            "dropout": 0.4,  # rate before the dense layer
+            "dtype": "float32",  # of the convolutions; or bfloat16
+            "remat": False,  # True: compute blocks again in the backward pass, to save memory
+        }
     )
     config.loss.scale = 64.0
 
@@ -206,18 +244,75 @@ def casia(config: ConfigDict, root: str) -> None:
     config.schedule.update(name="step", warmup=0.0, boundaries=(20 / 32, 28 / 32))
 
 
+class Preset(NamedTuple):
+    """A choice of data=...; a new one is a row of PRESETS and the function that it names.
+
+    fill: (config, root) → None; sets data, network and schedule.
+    full_size: trains at the papers' scale: theirs are the values to take.
+    images: config → number of training images, to which `anneal` fits its rate; None: it takes
+        SphereFace's own.
+    """
+
+    fill: Callable[[ConfigDict, str], None]
+    full_size: bool = False
+    images: Callable[[ConfigDict], int] | None = None
+
+
+def rendered(config: ConfigDict) -> int:
+    """How many embedded faces there are to train on."""
+    return config.data.kw.identities * config.data.kw.samples
+
+
+PRESETS = {
+    "synthetic": Preset(synthetic, images=rendered),
+    "small": Preset(small, images=rendered),
+    "lfw": Preset(lfw, images=lambda config: 9_525),
+    "folder": Preset(folder, full_size=True),
+    "casia": Preset(casia, full_size=True),
+}
+
+
+def preset(arg: str | None) -> Preset:
+    """The preset of the variant's data.
+
+    Raises:
+      ValueError: no such data; names the nearest.
+    """
+    data = parse_variant(arg)["data"]
+    if data not in PRESETS:
+        raise ValueError(f"variant data={data!r} is unknown; {nearest(data, PRESETS)}")
+    return PRESETS[data]
+
+
+def full_size(arg: str | None) -> bool:
+    """Whether the variant trains at the papers' scale."""
+    return preset(arg).full_size
+
+
+def by_size(arg: str | None, *, published: float, small: float) -> float:
+    """The published value for data at the papers' scale, the other one for small data."""
+    return published if full_size(arg) else small
+
+
 def files(root: str, image_size: int) -> ConfigDict:
     """What every reader of image files can be told."""
-    augment = {"flip": 0.5, "shift": 0.0, "scale": 0.0, "rotation": 0.0, "colour": 0.0}
-    augment |= {"grey": 0.0, "cutout": 0.0, "cutout_size": 0.3}
     return ConfigDict(
         {
-            "root": root,
-            "image_size": image_size,
-            "crop": 1.0,
-            "augment": augment,
-            "unreadable": "stop",
-            "min_images": 1,
+            "root": root,  # where the files lie: a folder, or a zip file where the reader takes it
+            "image_size": image_size,  # side in pixels that the network sees
+            "crop": 1.0,  # middle fraction of an image that is kept
+            "augment": {  # random changes in training
+                "flip": 0.5,  # probability of a mirror image
+                "shift": 0.0,  # the largest, as a fraction of the side
+                "scale": 0.0,  # the largest |log| of the factor on the size
+                "rotation": 0.0,  # the largest angle, degrees
+                "colour": 0.0,  # brightness, contrast, saturation: factors in 1 ± colour
+                "grey": 0.0,  # probability of an image without colour
+                "cutout": 0.0,  # probability of a grey rectangle
+                "cutout_size": 0.3,  # side of the rectangle, as a fraction of the image's
+            },
+            "unreadable": "stop",  # or skip: train on the next image instead, and count
+            "min_images": 1,  # people with fewer are left out of training
         }
     )
 
@@ -227,12 +322,12 @@ def small_network(config: ConfigDict) -> None:
     config.model.name = "sphereface"
     config.model.kw = ConfigDict(
         {
-            "depth": 10,
-            "norm": "batch",
-            "width": 0.5,
-            "dropout": 0.0,
-            "dtype": "float32",
-            "remat": False,
+            "depth": 10,  # layers: 4, 10, 20, 36 or 64
+            "norm": "batch",  # normalisation after each layer; none: as the paper
+            "width": 0.5,  # factor on the number of channels
+            "dropout": 0.0,  # rate before the dense layer
+            "dtype": "float32",  # of the convolutions; or bfloat16
+            "remat": False,  # True: compute pairs of layers again in the backward pass
         }
     )
     config.loss.scale = 24.0
@@ -245,8 +340,8 @@ def class_loss(config: ConfigDict, name: str, *, without: tuple[str, ...] = (), 
 
     Args:
         config: from base.
-        name: a function of class_losses.
-        without: "margin" and "scale", where it takes none.
+        name: a function of class_losses; "" for none.
+        without: keys of config.loss to take out, such as "margin" where it takes none.
         kw: its own arguments.
     """
     config.loss.name, config.loss.kw = name, ConfigDict(kw)
@@ -262,16 +357,8 @@ def auto() -> FieldReference:
 def pairs_only(arg: str | None) -> ConfigDict:
     """The variant's config without a loss over classes, four images of each person in a batch."""
     config = base(arg)
-    config.loss = ConfigDict(
-        {
-            "name": "",
-            "kw": {},
-            "similarity": "cosine",
-            "chunk_size": auto(),
-            "precision": "auto",
-            "sample_rate": 1.0,
-        }
-    )
+    of_classes = ("margin", "margin_kw", "detach", "anneal", "scale", "norm_as_scale")
+    class_loss(config, "", without=of_classes)
     config.data.images_per_identity = 4
     return config
 
@@ -285,27 +372,29 @@ def search(space: Any, arg: str | None) -> None:
 
 def anneal(config: ConfigDict, arg: str | None) -> None:
     """λ from 1000 to 5: by SphereFace's 0.12 a step, or within half of a run too short for that."""
-    config.loss.anneal = ConfigDict({"start": 1000.0, "least": 5.0, "rate": 0.12, "power": 1.0})
-    if not full_size(arg):
-        images = {"synthetic": 80_000, "small": 19_200, "lfw": 9_525}[parse_variant(arg)["data"]]
-        steps = config.epochs * images / config.batch_size
+    config.loss.anneal = ConfigDict(
+        {
+            "start": 1000.0,  # λ of the first step, the weight of the plain cosine
+            "least": 5.0,  # λ never falls below
+            "rate": 0.12,  # a step
+            "power": 1.0,  # λ = start · (1 + rate · step)^−power
+        }
+    )
+    count = preset(arg).images
+    if count is not None:
+        steps = config.epochs * count(config) / config.batch_size
         config.loss.anneal.rate = round(2 * (1000.0 / 5.0 - 1) / steps, 3)
-
-
-def full_size(arg: str | None) -> bool:
-    """Whether the variant trains at the papers' scale: theirs are the values to take."""
-    return parse_variant(arg)["data"] in ("folder", "casia")
-
-
-def margin(arg: str | None, *, published: float, small: float) -> float:
-    """A value for the full-size sets (folder, casia) or for the small ones of the laptop."""
-    return published if full_size(arg) else small
 
 
 def exclusive(
     config: ConfigDict, arg: str | None, *, published: float = 1.0, ramp: str = ""
 ) -> None:
     """Adds Lr(W): weight 1, or that of RegularFace's code (and its ramp) on the full-size sets."""
-    config.regularizers.exclusive = ConfigDict({"weight": 1.0, "chunk_size": auto()})
+    config.regularizers.exclusive = ConfigDict(
+        {
+            "weight": 1.0,  # λ, the factor on Lr(W)
+            "chunk_size": auto(),  # classes at a time; 0 and auto: as loss.chunk_size says
+        }
+    )
     if full_size(arg):
         config.regularizers.exclusive.update(weight=published, **({"ramp": ramp} if ramp else {}))

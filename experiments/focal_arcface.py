@@ -5,10 +5,14 @@
 Lin et al., Focal Loss for Dense Object Detection, 2017, equation 4; with ArcFace as the authors of
 insightface first trained it.
 
-    python -m marginface.main --config experiments/focal_arcface.py
+    python -m marginface.main --config experiments/focal_arcface.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    17 to 33 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    91.65 ± 1.74 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,14 @@
 Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019, equations 5 and
 6.
 
-    python -m marginface.main --config experiments/intra_inter.py
+    python -m marginface.main --config experiments/intra_inter.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    17 to 31 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    91.43 ± 1.13 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,14 @@
 
 Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016, section 7.
 
-    python -m marginface.main --config experiments/label_smoothing.py
+    python -m marginface.main --config experiments/label_smoothing.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    16 to 31 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    90.87 ± 1.74 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from experiments import common

@@ -4,10 +4,14 @@
 
 Zheng et al., Ring Loss: Convex Feature Normalization for Face Recognition, 2018, equation 1.
 
-    python -m marginface.main --config experiments/ring.py
+    python -m marginface.main --config experiments/ring.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    16 to 42 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    92.88 ± 0.76 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from ml_collections import ConfigDict

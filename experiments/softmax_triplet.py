@@ -5,10 +5,14 @@
 Schroff et al., FaceNet: A Unified Embedding for Face Recognition and Clustering, 2015, equation 3,
 beside Wang et al., NormFace, 2017.
 
-    python -m marginface.main --config experiments/softmax_triplet.py
+    python -m marginface.main --config experiments/softmax_triplet.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    25 to 36 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    90.13 ± 0.07 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from ml_collections import ConfigDict

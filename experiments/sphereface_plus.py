@@ -5,10 +5,14 @@
 Liu et al., Learning towards Minimum Hyperspherical Energy, 2018, section 3.4 (the energy of the
 batch's own classes; regularizers.hyperspherical_energy is that of all).
 
-    python -m marginface.main --config experiments/sphereface_plus.py
+    python -m marginface.main --config experiments/sphereface_plus.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    16 to 24 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    92.40 ± 1.63 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from ml_collections import ConfigDict

@@ -6,10 +6,14 @@ Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy 
 equations 2 and 3. After training, `python -m marginface.clean RUN` writes which images lie far from
 their class's dominant sub-center; arcface.py with --config.data.cleaned=RUN/cleaned.csv goes on.
 
-    python -m marginface.main --config experiments/subcenter_arcface.py
+    python -m marginface.main --config experiments/subcenter_arcface.py:data=small
 
-Time on two cores: four minutes on the embedded faces, under one with :data=small.
-Expect: see results/losses_embedded.csv (:data=small).
+Time: on two cores, shortest to longest run.
+    16 to 33 s (data=small; losses_embedded.csv)
+    about 4 minutes (data=synthetic, not timed)
+Expect: verification accuracy, mean ± 95 % interval over seeds; tables in results/.
+    91.35 ± 0.50 % (data=small, 3 seeds; losses_embedded.csv)
+    not run (data=synthetic, lfw, folder, casia)
 """
 
 from experiments import arcface

@@ -1,8 +1,14 @@
-"""Every experiment: configs build for all data, sweeps name real keys, losses are finite."""
+"""Every experiment: configs build for all data, sweeps name real keys, losses are finite.
 
+What the docstrings state is what the tables in experiments/results hold.
+"""
+
+import ast
+import csv
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +19,7 @@ from experiments import common
 from marginface import build, sharding
 from marginface import config as configs
 from marginface.losses import margins
+from marginface.report import published, statistics
 from marginface.training import objective
 
 FILES = sorted(
@@ -22,8 +29,11 @@ FILES = sorted(
 )
 
 
+RESULTS = pathlib.Path(common.__file__).parent / "results"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-@pytest.mark.parametrize("data", ["synthetic", "small", "lfw", "folder", "casia"])
+@pytest.mark.parametrize("data", common.PRESETS)
 def test_configs_build_and_sweeps_name_real_keys(path, data):
     config = configs.load(f"{path}:data={data}")
     build.make_model(config)
@@ -34,7 +44,113 @@ def test_configs_build_and_sweeps_name_real_keys(path, data):
     assert {"model.embedding_dim"} <= set().union(*units), "every sweep varies the dimension"
     for unit in units:
         configs.override(configs.load(f"{path}:data={data}"), unit)
-    assert f"experiments/{path.name}" in path.read_text(), "the docstring gives the command"
+
+
+# --- what docstrings state -----------------------------------------------------------------------
+
+ACCURACY = ("accuracy", "synthetic/accuracy", "lfw/accuracy")
+WALL = ("wall_s", "time/wall_s")
+
+
+def stated(path, section):
+    """The lines below "SECTION:" of a docstring, as (figure, conditions, table or "")."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    lines = re.search(rf"^{section}: .+\n((?:    .+(?:\n|$))+)", docstring, re.MULTILINE)[1]
+    form = r"    (?P<figure>.+) \((?P<conditions>[^;]+)(?:; (?P<table>\w+)\.csv)?\)"
+    found = [re.fullmatch(form, line) for line in lines.splitlines()]
+    assert all(found), f"{path.name}, {section}: no such line is known:\n{lines}"
+    return [(line["figure"], line["conditions"], line["table"] or "") for line in found]
+
+
+def done(table, path):
+    """The rows of results/TABLE.csv that are runs of this experiment and ended well."""
+    with (RESULTS / f"{table}.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["experiment"] == path.stem]
+    return [row for row in rows if row.get("status", "done") == "done"]
+
+
+def chosen(rows, conditions):
+    """Those of "data=small, steps=450, 3 seeds": COLUMN=VALUE, data=... being the variant."""
+    for column, value in re.findall(r"(\w+)=([^,]+)", conditions):
+        if column == "data":
+            column, value = "variant", f"data={value}"
+        rows = [row for row in rows if row[column] == value]
+    return rows
+
+
+def values(rows, columns):
+    """The figure of each row, in the one column that has it."""
+    return [float(next(row[c] for c in columns if row.get(c))) for row in rows]
+
+
+def data_in(conditions):
+    """ "data=lfw, folder" → {"data=lfw", "data=folder"}."""
+    names = conditions.removeprefix("data=").split(", ")
+    assert set(names) <= set(common.PRESETS)
+    return {f"data={name}" for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_expected_figures_are_those_of_the_tables(path):
+    ran, not_run = set(), set()
+    for figure, conditions, table in stated(path, "Expect"):
+        if figure == "not run":
+            not_run |= data_in(conditions)
+            continue
+        rows = chosen(done(table, path), conditions)
+        percent = 100 * np.array(values(rows, ACCURACY))
+        seeds = {row["seed"] for row in rows}
+        count = int(re.search(r"(\d+) (?:seeds|runs|settings)", conditions)[1])
+        assert len(rows) == count, conditions
+        if "±" in figure:
+            assert len(seeds) == count, "one run a seed"
+            mean, half, _ = statistics.mean_interval(percent)
+            assert figure == f"{mean:.2f} ± {half:.2f} %", conditions
+        else:
+            assert seeds == {re.search(r"seed (\d+)", conditions)[1]}
+            assert figure == f"{min(percent):.2f} to {max(percent):.2f} %", conditions
+        ran |= {row["variant"] for row in rows}
+    in_tables = {row["variant"] for t in RESULTS.glob("*.csv") for row in done(t.stem, path)}
+    assert ran == in_tables, "a figure for all data that were run"
+    assert not ran & not_run
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_times_are_those_of_the_tables(path):
+    with_time = set()
+    for figure, conditions, table in stated(path, "Time"):
+        if table:
+            rows = chosen(done(table, path), conditions)
+            assert not any(float(row.get("time/together") or 1) > 1 for row in rows)
+            seconds = values(rows, WALL)
+            assert figure == f"{min(seconds):.0f} to {max(seconds):.0f} s", conditions
+        else:
+            assert figure.startswith("about ")
+            assert ", not timed" in conditions
+            every = [row for t in RESULTS.glob("*.csv") for row in done(t.stem, path)]
+            alone = [row for row in every if float(row.get("time/together") or 1) == 1]
+            assert not chosen(alone, conditions), "there is a time in the tables"
+        with_time.add(re.match(r"data=\w+", conditions)[0])
+    command = rf"python -m marginface\.main --config experiments/{path.name}(:data=\w+)?\n"
+    (variant,) = re.findall(command, path.read_text(encoding="utf-8"))
+    assert (variant.removeprefix(":") or "data=synthetic") in with_time
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "\nPublished: " in p.read_text("utf-8")], ids=lambda p: p.stem
+)
+def test_published_figures_are_cited_ones(path):
+    (lines,) = re.findall(r"^Published: .+\.\n    (.+)\n", path.read_text("utf-8"), re.MULTILINE)
+    keys = {heading: key for key, heading in published.METRICS.items()}
+    figures = {}
+    for part in lines.split(", "):
+        heading, value = part.rsplit(" ", 1)
+        figures[keys[heading]] = float(value)
+    rows = published.of_experiments(published.load(), [path.stem])
+    assert any(figures.items() <= row.metrics.items() for row in rows)
+
+
+# --- configs -------------------------------------------------------------------------------------
 
 
 def test_what_trains_in_one_program_has_numbers_of_one_structure():
@@ -139,6 +255,24 @@ def test_annealing_is_done_after_half_of_a_small_run(data):
     anneal = objective.hyper(config)["anneal"]
     assert float(objective.annealed_weight(jnp.int32(0.9 * half), anneal)) > 5.05
     assert float(objective.annealed_weight(jnp.int32(1.1 * half), anneal)) == 5.0
+
+
+def test_a_new_preset_is_one_row_of_the_table(monkeypatch):
+    def tiny(config, root):
+        common.small(config, root)
+        config.data.kw.update(identities=64, samples=20)
+
+    monkeypatch.setitem(common.PRESETS, "tiny", common.Preset(tiny, images=common.rendered))
+    config = configs.load("experiments/asoftmax.py:data=tiny")
+    assert config.loss.anneal.rate == 2 * 199 / (64 * 20 / 128)
+    assert configs.load("experiments/arcface.py:data=tiny").loss.margin_kw.m == 0.3
+
+    large = common.Preset(common.casia, full_size=True)
+    monkeypatch.setitem(common.PRESETS, "large", large)
+    assert configs.load("experiments/asoftmax.py:data=large").loss.anneal.rate == 0.12
+    assert configs.load("experiments/arcface.py:data=large").loss.margin_kw.m == 0.5
+    with pytest.raises(ValueError, match=r"data='larg' is unknown; did you mean 'large'"):
+        configs.load("experiments/arcface.py:data=larg")
 
 
 def test_parse_arg_speaks_of_every_mistake():
