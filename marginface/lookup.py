@@ -1,12 +1,15 @@
 """Names that users give, looked up with help for typos; arguments checked against signatures."""
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
-import pkgutil
-from collections.abc import Callable, Iterable
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
+from typing import Any
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -20,46 +23,85 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def find_function(
-    module: ModuleType, name: str, key: str, but_not: tuple[str, ...] = ()
-) -> Callable:
-    """The public function `name` that `module` defines; `key` is where the config names it.
+def is_own(name: str) -> bool:
+    """Whether a name is one of the user's own: "path/to/file.py:name" or "package.module:name"."""
+    return ":" in name
 
-    `but_not` are endings of names that are no choice here.
+
+def own(name: str, key: str) -> Any:
+    """What the user's own module defines: "path/to/file.py:name" or "package.module:name".
+
+    Args:
+      name: the file, from the working directory on, or a module that Python finds; and the name.
+      key: where the config names it.
 
     Raises:
-      ValueError: no such function; lists those there are.
+      ValueError: no such file, module or name, or a file that is not Python; one line.
     """
-    known = {
-        n: f
-        for n, f in vars(module).items()
-        if inspect.isfunction(f) and f.__module__ == module.__name__
-        if not n.startswith("_") and not n.endswith(but_not)
-    }
-    if name not in known:
-        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
-    return known[name]
+    where, _, attribute = name.rpartition(":")
+    module = _file(where, key) if where.endswith(".py") else _module(where, key)
+    if not hasattr(module, attribute):
+        known = [n for n in vars(module) if not n.startswith("_")]
+        raise ValueError(
+            f"{key}={name!r}: {where} has no {attribute!r}; {nearest(attribute, known)}"
+        )
+    return getattr(module, attribute)
 
 
-def find_module(package: ModuleType, name: str, attribute: str, key: str) -> ModuleType:
-    """The module `name` of `package` that defines `attribute` (a model's Model, a reader's load).
+@functools.lru_cache(maxsize=64)
+def _file(where: str, key: str) -> ModuleType:
+    """The module in a file, once for a process: what it defines stays the same object."""
+    path = pathlib.Path(where)
+    if not path.is_file():
+        raise ValueError(f"{key}: there is no file {where}: give its path from {path.cwd()} on")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # the name ends with .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's lines raise
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        kind, text = type(error).__name__, " ".join(str(error).split())
+        raise ValueError(f"{key}: {where}{line} cannot be imported: {kind}: {text}") from error
+    return module
+
+
+def _module(where: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(where)
+    except ImportError as error:
+        raise ValueError(f"{key}: the module {where!r} cannot be imported: {error}") from error
+
+
+def find_in(table: Mapping[str, Any], name: str, key: str) -> Any:
+    """The entry `name` of a table, or the user's own, see `own`.
+
+    Raises:
+      ValueError: no such entry; lists those there are.
+    """
+    if is_own(name):
+        return own(name, key)
+    if name not in table:
+        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, table)}")
+    return table[name]
+
+
+def find_attribute(package: ModuleType, name: str, attribute: str, key: str) -> Any:
+    """`attribute` of the module `name` of `package` (a model's Model, a reader's load), or the
+    user's own, see `own`. No other module of the package is imported.
 
     Raises:
       ValueError: no such module; lists those there are.
     """
-    found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        try:
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-        except ImportError:  # a reader whose library is not installed
-            if info.name == name:
-                raise
-            continue
-        if hasattr(module, attribute):
-            found[info.name] = module
-    if name not in found:
-        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, found)}")
-    return found[name]
+    if is_own(name):
+        return own(name, key)
+    defines = re.compile(rf"^(class|def) {attribute}\b", re.MULTILINE)
+    files = [file for folder in package.__path__ for file in pathlib.Path(folder).glob("*.py")]
+    known = [f.stem for f in files if defines.search(f.read_text(encoding="utf-8"))]
+    if name not in known:
+        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
+    return getattr(importlib.import_module(f"{package.__name__}.{name}"), attribute)
 
 
 def check_arguments(
