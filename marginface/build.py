@@ -40,7 +40,7 @@ def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
 
 def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
     """The training set and the test sets that config.data names; or validation in their place."""
-    load = lookup.find_attribute(readers, config.data.name, "load", "data.name")
+    load = lookup.find_module(readers, config.data.name, "load", "data.name").load
     arguments = config.data.kw.to_dict()
     lookup.check_arguments(load, arguments, "data.kw")
     faces, test_sets = load(**arguments)
@@ -121,7 +121,7 @@ def walk_of(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> dict[str, 
 
 def make_model(config: Config) -> Any:
     """The network that config.model names, its arguments checked."""
-    model = lookup.find_attribute(models, config.model.name, "Model", "model.name")
+    model = lookup.find_module(models, config.model.name, "Model", "model.name").Model
     known = {f.name for f in dataclasses.fields(model)} - {"parent", "name"}
     for key in config.model.kw:
         if key not in known:

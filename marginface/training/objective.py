@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from marginface import devices, sharding
 from marginface.config import Config
-from marginface.lookup import check_arguments, find_in, nearest
+from marginface.lookup import check_arguments, find, from_path, is_path, nearest
 from marginface.losses import (
     class_losses,
     class_softmax,
@@ -420,7 +420,7 @@ def _terms(config: Config, between: int | None) -> list[_Term]:
 
 def _find(table: Mapping[str, Loss], name: str, key: str) -> Loss:
     """A row of a table, or the user's own: a function, or a Loss that says what it needs."""
-    found = find_in(table, name, key)
+    found = from_path(name, key, "LOSSES") if is_path(name) else find(table, name, key)
     if isinstance(found, Loss):
         return found
     if not callable(found):
@@ -485,7 +485,8 @@ def _margin_of(loss: Config) -> Callable | None:
     """ψ with its parameters open, if the loss has a margin of the config."""
     if not (name := loss.get("margin", "")):
         return None
-    margin_of = find_in(margins.MARGINS, name, "loss.margin")
+    key = "loss.margin"
+    margin_of = from_path(name, key) if is_path(name) else find(margins.MARGINS, name, key)
     if not callable(margin_of):
         raise ValueError(f"loss.margin={name!r} is no function")
     check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
