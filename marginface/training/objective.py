@@ -354,10 +354,9 @@ def _over_classes(
     if sample:
         key = jax.random.fold_in(inputs.key, 1)
         held = class_softmax.sample_classes(key, inputs.labels, held, sample, axis_name=axis)
-    scale = numbers.get("scale")
+    inputs = inputs._replace(classes=held, scale=numbers.get("scale"))
     if norm_as_scale:
-        scale = scale * similarities.norm(inputs.embeddings)
-    inputs = inputs._replace(classes=held, scale=scale)
+        inputs = inputs._replace(scale=inputs.scale * similarities.norm(inputs.embeddings))
     result = call(term.loss.function, inputs, numbers)
     figures = {"top1": jnp.mean(result.target > result.hardest)}
     cos = result.target
