@@ -81,13 +81,12 @@ def from_path(name: str, key: str, table: str = "") -> Any:
       ValueError: no such file, module or name, or code that cannot be run: one line.
     """
     where, _, wanted = name.rpartition(":")
-    path = pathlib.Path(where)
-    if path.suffix == ".py" and not path.is_file():
+    path, is_file = pathlib.Path(where), where.endswith(".py")
+    if is_file and not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else f"no Python file in {path.parent}"
         raise ValueError(f"{key}={name!r}: no such file; {hint}")
     try:
-        is_file = path.suffix == ".py"
         module = _run(path.resolve(), path.read_bytes()) if is_file else _import(where)
     except Exception as error:
         raise ValueError(f"{key}={name!r}: {_where(error, path)}{_what(error)}") from error
@@ -144,7 +143,9 @@ def check_arguments(
     `given` are arguments that it gets from elsewhere.
     """
     parameters = {
-        n: p for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY
+        n: p
+        for n, p in inspect.signature(function).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     called, given = getattr(function, "__name__", "the function"), set(given)
     for name in kwargs:

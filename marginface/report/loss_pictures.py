@@ -185,7 +185,7 @@ def probe(name: str, *, margin: float = 0.0, running: Any = None, **overrides: A
     hyper = objective.hyper(config)
     params, start = made.init(jax.random.key(0), hyper)
     params["terms"] = jax.tree.map(jnp.zeros_like, params["terms"])
-    running = start if running is None else {config.loss.name: running}
+    running = start if running is None else {f"loss.{config.loss.name}": running}
 
     def loss(own: Array, other: Array, length: Any = 1.0) -> Array:
         # x = (‖x‖, 0, 0): in three dimensions any two angles to it go together.
