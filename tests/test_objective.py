@@ -189,8 +189,8 @@ def test_a_loss_of_ones_own_asks_for_an_output_of_the_network(tmp_path, monkeypa
     ("name", "message"),
     [
         ("whole", r"joint.mine gives values of shape \[\]: one for each example is needed"),
-        ("both", r"joint.mine gives values and a state: declare how it starts"),
-        ("forgets", r"joint.mine gives no state: one that declares `running` returns the next"),
+        ("both", r"joint.mine gives a state, and nothing says how it starts"),
+        ("forgets", r"joint.mine gives no next state"),
         ("learns", r"joint.mine.name='mine.py:learns' asks for learned, and nothing says how tha"),
         ("strange", r"joint.mine.temper is missing: strange needs it"),
         ("THREE", r"joint.mine.name='mine.py:THREE' is no function"),

@@ -322,6 +322,9 @@ def _one_shard(
             if term.loss.figures is not None:
                 asked = {**arguments, "value": value}
                 figures = {**figures, **term.call(term.loss.figures, inputs, asked)}
+        if bool(state) != (term.loss.running is not None):
+            what = "a state, and nothing says how it starts" if state else "no next state"
+            raise ValueError(f"{term.key} gives {what}: `running` of its Loss must agree with it")
         values[term.key] = value
         if state:
             after[term.key] = state
@@ -376,12 +379,7 @@ def _of_pairs(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tupl
 def _values(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tuple[Array, Any]:
     """What a term gives, one number each, and its next state."""
     result = term.call(term.loss.function, inputs, arguments)
-    remembers, with_state = term.loss.running is not None, isinstance(result, tuple)
-    if remembers and not with_state:
-        raise ValueError(f"{term.key} gives no state: one that declares `running` returns the next")
-    if with_state and not remembers:
-        raise ValueError(f"{term.key} gives values and a state: declare how it starts, `running`")
-    values, state = result if with_state else (result, {})
+    values, state = result if isinstance(result, tuple) else (result, {})
     if jnp.ndim(values) != 1:
         shape = list(jnp.shape(values))
         raise ValueError(
