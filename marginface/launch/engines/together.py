@@ -22,17 +22,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface import build, devices, runtime, sharding, train
+from marginface import build, devices, runtime, sharding
 from marginface import config as configs
 from marginface.command import DIVERGED, INPUT_ERROR, RUN_AGAIN
 from marginface.data import pipeline
-from marginface.evaluators.common import NotFiniteError
 from marginface.launch.engines.board import Board
 from marginface.launch.units import Unit
 from marginface.report.run import page
 from marginface.runs import folder as run_folder
-from marginface.runs import metrics
-from marginface.runs.trackers import start_trackers
+from marginface.runs.record import DivergedError, Record
 from marginface.training import objective, step
 from marginface.training.checkpoint import Checkpoints
 from marginface.training.preemption import Preemption
@@ -87,7 +85,7 @@ def groups(units: Sequence[Unit]) -> list[list[Unit]]:
     found: dict[tuple[str, int], list[Unit]] = {}
     for unit in units:
         same = json.dumps(objective.static(unit.config), sort_keys=True, default=list)
-        saved = Checkpoints(unit.folder / "checkpoints")
+        saved = Checkpoints(unit.folder / run_folder.CHECKPOINTS)
         found.setdefault((same, max(saved.steps(), default=0)), []).append(unit)
         saved.close()
     return list(found.values())
@@ -125,15 +123,14 @@ class _Group:
         for start in range(0, len(self.units), self.width):
             runs = self._restored(self.units[start : start + self.width], board)
             # Not equally far after all where a damaged checkpoint was passed over.
-            for now in sorted({run.now for run in runs}):
-                _Chunk(self, [run for run in runs if run.now == now], board).train()
+            for now in sorted({run.record.step for run in runs}):
+                _Chunk(self, [run for run in runs if run.record.step == now], board).train()
 
     def _restored(self, units: Sequence[Unit], board: Board) -> list["_Run"]:
         """The units whose folders and data fit, each as far as it was."""
         runs = []
         for unit in units:
             try:
-                run_folder.claim(unit.folder, configs.to_json(unit.config), unit.origin())
                 runs.append(_Run(unit, self))
                 board.started(unit)
             except (ValueError, OSError) as error:
@@ -203,36 +200,25 @@ class _Run:
     """One unit while it trains with others."""
 
     def __init__(self, unit: Unit, group: _Group) -> None:
-        self.unit, self._group, self.alive = unit, group, True
-        folder = unit.folder / "checkpoints"
-        checkpoints = Checkpoints(folder, best_metric=group.best)
-        restored = checkpoints.restore(group.alone.like)
-        checkpoints.close()
-        meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
-        config = unit.config
-        if restored is None:
-            numbers = jnp.int32(config.seed), objective.hyper(config)
+        self.unit, self.alive = unit, True
+        self.record = Record(
+            unit.folder,
+            unit.config,
+            fingerprint=group.faces.fingerprint,
+            total_steps=group.total,
+            best_metric=group.best,
+            origin=unit.origin(),
+            started=time.monotonic(),
+        )
+        state = self.record.restore(group.alone.like, advice="or choose another --runs")
+        self.record.wait()  # no unit keeps threads while others train
+        if state is None:
+            numbers = jnp.int32(unit.config.seed), objective.hyper(unit.config)
             state = group.alone.init(*sharding.put_everywhere(group.mesh, numbers))
-        else:
-            _, state, meta = restored
-            if meta["data"] != group.faces.fingerprint:
-                raise ValueError(
-                    f"{unit.folder}: the data set is not the one this run began with: restore the "
-                    "data, or choose another --runs"
-                )
         self.state = jax.device_get(state)  # one device has no room for all
-        self.now, self.seconds = meta["step"], meta["seconds"]
-        self.window = metrics.Window(config.batch_size, meta["window"], meta["unreadable"])
-        self._log = (unit.folder / "log.txt").open("a", encoding="utf-8")
+        self._log = (unit.folder / run_folder.LOG).open("a", encoding="utf-8")
         with self.logging():
-            resume_step = self.now if restored else -1
-            self.writer = metrics.Writer(
-                unit.folder,
-                resume_step=resume_step,
-                total_steps=group.total,
-                trackers=start_trackers(config.to_dict(), unit.folder, resume_step=resume_step),
-            )
-        self.fresh = restored is None
+            self.record.begin()
 
     @contextlib.contextmanager
     def logging(self) -> Generator[None]:
@@ -240,30 +226,15 @@ class _Run:
         with contextlib.redirect_stdout(self._log), contextlib.redirect_stderr(self._log):
             yield
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, at: int, results: dict[str, float]) -> None:
         """A line of metrics.jsonl."""
         with self.logging():
-            self.writer.write(step, values)
+            self.record.write(at, results)
 
-    def save(self, step: int, state: Any, results: dict[str, float] | None, seconds: float) -> None:
+    def save(self, at: int, state: Any, results: dict[str, float] | None) -> None:
         """A checkpoint as the plain command writes it."""
-        self.writer.sync()
-        meta = {
-            "step": step,
-            "window": self.window.values,
-            "unreadable": self.window.unreadable,
-            "seconds": seconds,
-            "data": self._group.faces.fingerprint,
-        }
-        folder = self.unit.folder / "checkpoints"
-        with Checkpoints(folder, best_metric=self._group.best) as checkpoints:
-            checkpoints.save(step, state, meta, results)
-
-    def give_up(self, at: int, what: str) -> None:
-        """Ends this unit as one that diverged."""
-        folder = self.unit.folder
-        good = Checkpoints(folder / "checkpoints").steps()
-        self.stop(DIVERGED, train.diverged(at, what, folder, good))
+        self.record.save(at, state, results)
+        self.record.wait()
 
     def stop(self, code: int, message: str) -> None:
         """Leaves word why the run is not complete, unless it has ended already."""
@@ -277,7 +248,7 @@ class _Run:
         """Nothing more will be written."""
         if self.alive:
             self.alive = False
-            self.writer.close()
+            self.record.close()
             self._log.close()
             run_folder.release(self.unit.folder)
 
@@ -286,7 +257,10 @@ class _Chunk:
     """As many units as train in one program."""
 
     def __init__(self, group: _Group, runs: list[_Run], board: Board) -> None:
-        self.group, self.runs, self.board, self.begun = group, runs, board, time.monotonic()
+        self.group, self.runs, self.board = group, runs, board
+        self.begun = runs[0].record.step
+        for run in runs:
+            run.record.started, run.record.together = time.monotonic(), len(runs)
 
     def train(self) -> None:
         """Trains, evaluates and reports the units."""
@@ -308,7 +282,7 @@ class _Chunk:
         for run in self.runs:
             if run.unit.config.seed not in streams:
                 stream = build.make_batches(run.unit.config, self.group.faces)
-                stream.set_state({"step": self.runs[0].now})
+                stream.set_state({"step": self.begun})
                 streams[run.unit.config.seed] = stream
         return streams
 
@@ -324,15 +298,15 @@ class _Chunk:
         hyper = self._stack([objective.hyper(run.unit.config) for run in lanes])
         number = self._stack([jnp.int32(run.unit.config.seed) for run in lanes])
         slot = self._stack([jnp.int32(seeds.index(run.unit.config.seed)) for run in lanes])
-        now, pending = self.runs[0].now, deque()
-        if self.runs[0].fresh:
+        now, pending = self.begun, deque()
+        if self.runs[0].record.fresh:
             for lane, run in enumerate(self.runs):
                 seed = run.unit.config.seed
                 if seed not in group.untrained:
                     group.untrained[seed] = group.evaluators.run(self._slice(states, lane))
                 run.write(0, group.untrained[seed])
         for run in self.runs:
-            run.window.restart_clock()
+            run.record.window.restart_clock()
         while now < group.total and any(run.alive for run in self.runs):
             images, labels, skipped = self._batches(streams)
             states, figures = group.step(states, images, labels, slot, hyper, number)
@@ -348,7 +322,7 @@ class _Chunk:
                 self._pause(states, now, stop=stop, last=last)
             if stop and not last:
                 raise KeyboardInterrupt
-        if self.runs[0].now == group.total:  # complete already: only the reports are missing
+        if self.begun == group.total:  # complete already: only the reports are missing
             self._pause(states, now, stop=False, last=True)
 
     def _batches(self, streams: list[pipeline.TrainIterator]) -> tuple[Any, Any, list[Any]]:
@@ -369,15 +343,13 @@ class _Chunk:
                 if not run.alive:
                     continue
                 values = {k: float(v[lane]) for k, v in arrays.items()}
-                if bad := metrics.not_finite(values):
-                    run.give_up(at, bad)
-                    self.board.ended(run.unit)
-                    continue
                 values["data/unreadable"] = float(skipped[seeds.index(run.unit.config.seed)])
-                run.window.add(values)
-                if at % self.group.config.log_every == 0 or at == self.group.total:
-                    # Its speed is a share of all: not to be compared with that of a run alone.
-                    run.write(at, run.window.line() | {"time/together": float(len(self.runs))})
+                try:
+                    with run.logging():
+                        run.record.log(at, values)
+                except DivergedError as error:
+                    run.stop(DIVERGED, str(error))
+                    self.board.ended(run.unit)
 
     def _pause(self, states: Any, now: int, *, stop: bool, last: bool) -> None:
         """Evaluates, saves and reports each unit, as the plain command would at this step."""
@@ -388,27 +360,28 @@ class _Chunk:
                 continue
             try:
                 self._save_one(run, self._slice(states, lane), now, evaluating, last)
-            except NotFiniteError as error:
-                run.give_up(now, str(error))
+            except DivergedError as error:
+                run.stop(DIVERGED, str(error))
             except (ValueError, OSError) as error:  # this unit's alone
                 run.stop(INPUT_ERROR, str(error))
             if stop and not last:
                 run.stop(RUN_AGAIN, "stopped by SIGTERM after saving: the same command continues")
             if not run.alive:
                 self.board.ended(run.unit)
-            run.window.restart_clock()
+            run.record.window.restart_clock()
 
     def _save_one(self, run: _Run, state: Any, now: int, evaluating: bool, last: bool) -> None:
-        results = self.group.evaluators.run(state) if evaluating else None
-        seconds = run.seconds + (time.monotonic() - self.begun) / len(self.runs)
-        if run.now < now:
+        results = None
+        if evaluating:
+            results = run.record.evaluate(now, self.group.evaluators.run, state)
+        if self.begun < now:
             if results is not None:
                 run.write(now, results)
-            run.save(now, state, results, seconds)
+            run.save(now, state, results)
         if last and results is not None:
-            self._report(run, results, seconds)
+            self._report(run, results)
 
-    def _report(self, run: _Run, results: dict[str, float], seconds: float) -> None:
+    def _report(self, run: _Run, results: dict[str, float]) -> None:
         evaluators = self.group.evaluators
         with run.logging():
             page.report(
@@ -416,7 +389,7 @@ class _Chunk:
                 results=results,
                 evaluators=evaluators.verifications,
                 mesh=self.group.mesh,
-                seconds=seconds,
+                seconds=run.record.seconds,
                 command=run.unit.origin()["command"],
                 separability=evaluators.separability,
                 groupings=evaluators.groupings,
@@ -444,7 +417,7 @@ def _refuse(units: Sequence[Unit], error: Exception, board: Board) -> None:
     """Units whose data, config or folder does not fit say so and run no further."""
     for unit in units:
         unit.folder.mkdir(parents=True, exist_ok=True)
-        with (unit.folder / "log.txt").open("a", encoding="utf-8") as log:
+        with (unit.folder / run_folder.LOG).open("a", encoding="utf-8") as log:
             log.write(f"launch.sweep: {error}\n")
         text = configs.to_json(unit.config)
         run_folder.record_stop(unit.folder, text, INPUT_ERROR, str(error))
