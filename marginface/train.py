@@ -109,7 +109,7 @@ def train(
                 if stop or results or now % config.checkpoint_every == 0:
                     run.save(now, state, results)
                 if stop and not last:
-                    run.wait()  # while a second signal is heeded no more than the first
+                    run.wait()  # here, where a second signal does not end the process
                     return False
         run.wait()
         if results is None:  # complete already: the same command only reports again

@@ -1,4 +1,4 @@
-"""One run while it trains: its folder, its figures, its checkpoints, and the end of a divergence."""
+"""One run while it trains: its folder, its figures, its checkpoints, and its end if it diverges."""
 
 import collections
 import pathlib

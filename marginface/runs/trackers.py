@@ -76,7 +76,8 @@ def start_trackers(
     if config["wandb"]["use"]:
         _try("wandb", running, lambda: Wandb(config, workdir))
     if config.get("tensorboard"):  # which a config of an earlier version may lack
-        _try("tensorboard", running, lambda: TensorBoard(workdir / run_folder.TENSORBOARD, resume_step))
+        events = workdir / run_folder.TENSORBOARD
+        _try("tensorboard", running, lambda: TensorBoard(events, resume_step))
     return Trackers(running)
 
 
