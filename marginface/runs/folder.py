@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from marginface.config import dotted, from_json
+from marginface.config import Config, dotted, from_json
 from marginface.runs.files import read_lines, write_atomically
 
 CONFIG = "config.json"  # all values of the run's config
@@ -92,6 +92,44 @@ def record_stop(workdir: pathlib.Path, config_json: str, code: int, message: str
         write_atomically(workdir / STOPPED, text)
     except (OSError, ValueError):  # no folder yet, or a full disk: the command's own line says so
         return
+
+
+def config_of(folder: pathlib.Path) -> Config:
+    """The config of the complete run in this folder.
+
+    Raises:
+        ValueError: no run, one that is not complete, or a damaged config.
+    """
+    for name in (CONFIG, SUMMARY):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: give the folder of a run that is complete")
+    path = folder / CONFIG
+    try:
+        config = from_json(path.read_text(encoding="utf-8"))
+        if any("name" not in config[section] for section in ("data", "model", "loss")):
+            raise KeyError
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is no config: give the folder of a run") from None
+    return config
+
+
+def require_same_data(workdir: pathlib.Path, found: str, saved: str, advice: str = "") -> None:
+    """Sees that the training set is the one of the run's checkpoint.
+
+    Args:
+        workdir: the run folder.
+        found: the fingerprint of the training set that is there.
+        saved: the fingerprint in the checkpoint.
+        advice: what to do other than to restore the data.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if found != saved:
+        raise ValueError(
+            f"{workdir}: the data set is not the one this run began with (fingerprint "
+            f"{found[:12]}, was {saved[:12]}): restore the data{', ' if advice else ''}{advice}"
+        )
 
 
 def differing(path: pathlib.Path, config_json: str) -> list[str]:

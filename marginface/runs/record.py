@@ -100,7 +100,7 @@ class Record:
             return None
         _, state, meta = restored
         if not allow_changed_data:
-            require_same_data(self.workdir, self._fingerprint, meta["data"], advice)
+            run_folder.require_same_data(self.workdir, self._fingerprint, meta["data"], advice)
         self._continue(meta, fresh=False)
         return state
 
@@ -222,22 +222,3 @@ class Record:
         """Closes metrics.jsonl and the trackers, and waits for the last checkpoint."""
         self._writer.close()
         self.wait()
-
-
-def require_same_data(workdir: pathlib.Path, found: str, saved: str, advice: str = "") -> None:
-    """Sees that the training set is the one of the run's checkpoint.
-
-    Args:
-      workdir: the run folder.
-      found: the fingerprint of the training set that is there.
-      saved: that which the checkpoint holds.
-      advice: what to do other than to restore the data.
-
-    Raises:
-      ValueError: they differ.
-    """
-    if found != saved:
-        raise ValueError(
-            f"{workdir}: the data set is not the one this run began with (fingerprint "
-            f"{found[:12]}, was {saved[:12]}): restore the data{', ' if advice else ''}{advice}"
-        )

@@ -214,7 +214,7 @@ def _identity(folder: pathlib.Path) -> tuple[str, str, dict[str, Any]]:
     found = _json(folder / run_folder.ORIGIN) or _planned(folder) or {"experiment": folder.name}
     variant, overrides = found.get("variant", ""), found.get("overrides", {})
     if not isinstance(variant, str) or not isinstance(overrides, dict):
-        raise ValueError(f"{folder / 'origin.json'} is damaged: move this run folder away")
+        raise ValueError(f"{folder / run_folder.ORIGIN} is damaged: move this run folder away")
     return str(found.get("experiment", folder.name)), variant, overrides
 
 
