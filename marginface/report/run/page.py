@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -99,7 +98,6 @@ def summarise(
         walk: what loss.precision and loss.chunk_size came to, see objective.walk.
         untrained: the same evaluation before the first step.
     """
-    device = mesh.devices.flat[0]
     return {
         **figures,
         **{_UNTRAINED + name: value for name, value in (untrained or {}).items()},
@@ -107,10 +105,7 @@ def summarise(
         "config/hash": config_hash,
         **{f"config/{name}": value or 0 for name, value in (walk or {}).items()},
         "commit": provenance.commit(),
-        "device/kind": device.device_kind,
-        "device/platform": device.platform,
-        "device/count": mesh.size,
-        "device/processes": jax.process_count(),
+        **provenance.devices(mesh),
         **provenance.versions(),
     }
 
