@@ -1,5 +1,7 @@
-"""What holds the house up: the core needs jax alone, and configs stop at the top."""
+"""What holds the house up: imports run down, configs stop at the top, a core of jax alone."""
 
+import ast
+import graphlib
 import pathlib
 import re
 import subprocess
@@ -12,6 +14,26 @@ CORE = (
     *("training.objective", "training.optim", "training.step", "training.footprint"),
     *("sharding", "runtime", "devices"),
     *("models.sphereface", "models.iresnet", "models.group_head", "data.readers.synthetic"),
+)
+# From the roof to the ground: what stands in one line imports from lower lines only, and from
+# within its own rooms. A name stands for all below it that has no line of its own.
+STOREYS = (
+    ("commands",),
+    ("launch",),
+    ("launch.engines",),
+    ("launch.units",),
+    ("main", "clean", "report"),
+    ("train",),
+    ("report.study",),
+    ("report.run",),
+    ("runs.trained", "runs.record"),
+    ("build",),
+    ("evaluators", "training", "runs"),
+    ("devices",),
+    ("models", "data", "losses"),
+    ("command", "config"),
+    ("lookup", "sharding", "runtime"),
+    ("typing",),
 )
 # Rooms and files that know a config; nothing below them does.
 MAY_KNOW_CONFIGS = {"main.py", "command.py", "train.py", "build.py", "config.py"}
@@ -31,6 +53,91 @@ def test_the_core_imports_with_jax_flax_optax_numpy_and_absl_alone():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def modules():
+    """Name → file of every module of the package, "" for the package itself."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        names[name.removesuffix("__init__").removesuffix(".")] = path
+    return names
+
+
+def imported(path, known):
+    """The package's modules that a file imports, at its top, in functions, and through importlib.
+
+    What is imported under a name made at run time, f"marginface.launch.engines.{name}", counts as
+    all modules that begin so.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports stand with their full names"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [n if n.removeprefix("marginface.") in known else node.module for n in inside]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            what = node.args[0]
+            if isinstance(what, ast.JoinedStr) and isinstance(what.values[0], ast.Constant):
+                begin = what.values[0].value
+                names = [f"marginface.{n}" for n in known if f"marginface.{n}".startswith(begin)]
+            elif isinstance(what, ast.Constant):
+                names = [what.value]
+        for name in names:
+            room, _, inner = name.partition(".")
+            if room == "marginface" and inner:
+                yield inner
+            assert room not in ("experiments", "launch", "benchmarks", "tests"), (path, name)
+
+
+def storey(name):
+    """Which line of STOREYS a module stands in, and the name that says so."""
+    while name:
+        for line, names in enumerate(STOREYS):
+            if name in names:
+                return line, name
+        name = name.rpartition(".")[0]
+    raise AssertionError("a module without a storey")
+
+
+def test_every_import_runs_downwards():
+    known = modules()
+    for name, path in known.items():
+        for target in imported(path, known):
+            if not name:
+                continue
+            (here, own), (there, other) = storey(name), storey(target)
+            assert here < there or own == other, f"{name} imports {target}, which is not below it"
+
+
+def test_no_import_leads_back():
+    known = modules()
+    graph = {name: set(imported(path, known)) - {name} for name, path in known.items()}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError(f"a circle of imports: {' → '.join(error.args[1])}") from None
+
+
+def test_the_losses_load_jax_alone():
+    program = "import sys, marginface.losses; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"ml_collections", "cv2", "grain", "orbax", "flax", "optax", "matplotlib"}
+
+
+def test_the_units_of_a_sweep_load_no_jax():
+    for name in ("launch.units", "marginface.launch.units"):
+        program = f"import sys, {name}; print(*sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
+        )
+        assert done.returncode == 0, done.stderr
+        loaded = {name.partition(".")[0] for name in done.stdout.split()}
+        assert not loaded & {"jax", "flax", "matplotlib"}, name
 
 
 def test_losses_know_losses_alone():
