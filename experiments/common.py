@@ -137,6 +137,19 @@ def base(arg: str | None) -> ConfigDict:
             "score": "cosine",  # of two images; or group_aware, siamese
         }
     )
+    # What is measured, in the order of the names; an entry may have every, batch_size and score of its own. Its data is
+    # "tests" (each test set of the training reader), the name of one, or another reader's
+    # {"name": ..., "kw": {...}}; its type a module of evaluators or "path/to/file.py:Evaluator".
+    config.evals = ConfigDict(
+        {
+            "pairs": {"type": "verification", "data": "tests"},
+            "prototypes": {"type": "geometry"},  # where each class has one
+            "usage": {
+                "type": "grouping",
+                "data": "tests",
+            },  # of latent groups, where the network has some
+        }
+    )
     config.wandb = ConfigDict(
         {
             "use": False,  # True: log to Weights & Biases, too

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface import lookup, models, sharding
+from marginface import config as configs
+from marginface import evaluators, lookup, models, sharding
 from marginface.config import Config
 from marginface.data import Faces, Pairs, cleaned, held_out, pipeline, readers
-from marginface.evaluators import geometry, grouping, verification
+from marginface.evaluators import verification
+from marginface.evaluators.common import Embedded, Entry, Evaluators, Score, Subject
 from marginface.losses import groups, pair_losses
 from marginface.training import footprint, objective, step
-
-SCORES = ("cosine", "group_aware", "siamese")
-GROUP_OUTPUTS = ("group_feature", "group_logits")  # evaluated beside the embedding, if there
 
 
 def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
@@ -40,16 +40,20 @@ def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
 
 def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
     """The training set and the test sets that config.data names; or validation in their place."""
-    reader = lookup.find_module(readers, config.data.name, "load", "data.name")
-    arguments = config.data.kw.to_dict()
-    lookup.check_arguments(reader.load, arguments, "data.kw")
-    faces, test_sets = reader.load(**arguments)
+    faces, test_sets = _read(config.data.name, config.data.kw.to_dict(), "data")
     if path := config.data.get("cleaned"):  # which a config of an earlier version may lack
         faces = cleaned.relabel(faces, path)
     if identities := config.data.get("held_out"):
         faces, validation = held_out.hold_out(faces, identities)
         test_sets = {validation.name: validation}  # the test is not looked at while one chooses
     return faces, test_sets
+
+
+def _read(name: str, kw: Mapping[str, Any], key: str) -> tuple[Faces, dict[str, Pairs]]:
+    """What a reader gives for these arguments; `key` is where the config names it."""
+    load = lookup.find_module(readers, name, "load", f"{key}.name").load
+    lookup.check_arguments(load, kw, f"{key}.kw")
+    return load(**kw)
 
 
 def make_batches(config: Config, faces: Faces) -> pipeline.TrainIterator:
@@ -86,7 +90,6 @@ def make_steps(
         mesh=mesh,
         total_steps=total,
     )
-    grouped = config.model.kw.get("num_groups", 0)
     return make(
         config,
         model=make_model(config),
@@ -94,7 +97,6 @@ def make_steps(
         mesh=mesh,
         image_shape=image_shape_of(faces, config.batch_size, mesh),
         total_steps=total,
-        outputs=("embedding", *GROUP_OUTPUTS) if grouped else ("embedding",),
     )
 
 
@@ -130,24 +132,6 @@ def make_model(config: Config) -> Any:
     return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
 
 
-class Evaluators(NamedTuple):
-    """All that is measured of a state."""
-
-    verifications: list[verification.Evaluator]
-    geometries: list[geometry.Evaluator]
-    groupings: list[grouping.Evaluator]
-
-    def run(self, state: step.State) -> dict[str, float]:
-        """{"lfw/accuracy": 0.97, ...} of a state."""
-        everything = (*self.verifications, *self.geometries, *self.groupings)
-        return {name: value for e in everything for name, value in e.run(state)}
-
-    @property
-    def separability(self) -> np.ndarray | None:
-        """Sep_i of every class of the last state, if classes have one prototype each."""
-        return self.geometries[0].separability if self.geometries else None
-
-
 def make_evaluators(
     config: Config,
     faces: Faces,
@@ -155,51 +139,144 @@ def make_evaluators(
     steps: step.Step,
     mesh: jax.sharding.Mesh,
 ) -> Evaluators:
-    """Verification of each test set, and what there is to say of prototypes and groups."""
-    num_groups, score_fn = config.model.kw.get("num_groups", 0), make_score(config)
-    rounded = -(-config.evaluate.batch_size // mesh.size) * mesh.size
-    verifications = [
-        verification.Evaluator(
-            make_embed(steps, pairs, mesh), pairs=pairs, batch_size=rounded, score_fn=score_fn
+    """Those that config.evals names, each on its own data and at its own interval.
+
+    config.evals.NAME is {type, data, every, batch_size, score} and arguments of the evaluator:
+
+        type         a module of evaluators
+        data         "tests" for every test set of the training reader, the name of one, or
+                     {name, kw} of another reader; none for an evaluator of the network alone
+        every, batch_size, score   as config.evaluate has them, unless they stand here
+
+    Figures begin with NAME; with data="tests", with the name of the test set.
+
+    Raises:
+      ValueError: an entry with a key or value that does not fit; names it.
+    """
+    entries, embedded = [], {}
+    shared = Subject(
+        "",
+        prototypes=_prototypes(config),
+        num_classes=faces.num_classes,
+        chunk_size=objective.chunk_size_between(config, faces.num_classes, mesh),
+        mesh=mesh,
+    )
+    for name, entry in configs.translate(config.to_dict())["evals"].items():
+        key = f"evals.{name}"
+        made, own = _evaluator(entry, key)
+        every, size, score = (
+            entry.get(k, config.evaluate[k]) for k in ("every", "batch_size", "score")
         )
-        for pairs in test_sets.values()
-    ]
-    geometries = [
-        geometry.Evaluator(
-            lambda state: objective.weights(state["params"]["prototypes"]),
-            num_classes=faces.num_classes,
-            chunk_size=objective.chunk_size_between(config, faces.num_classes, mesh),
-            mesh=mesh,
-        )
-        for _ in range(objective.one_row_a_class(config))
-    ]
-    groupings = [grouping.Evaluator(v, num_groups=num_groups) for v in verifications if num_groups]
-    return Evaluators(verifications, geometries, groupings)
+        for what, value, least in (("every", every, 0), ("batch_size", size, 1)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{key}.{what}={value!r}: give a whole number, {least} or more")
+        size = -(-size // mesh.size) * mesh.size
+        given = {"score": make_score(config, score, "evaluate" if "score" not in entry else key)}
+        for title, pairs in _data(entry, name, test_sets, faces).items():
+            images = None
+            if pairs is not None:
+                images = embedded.setdefault(
+                    (id(pairs), size), Embedded(make_embed(steps, pairs, mesh), pairs, size)
+                )
+            subject = dataclasses.replace(shared, name=title, pairs=pairs, outputs=images, **given)
+            entries.append(Entry(made(subject, **own), every, images))
+    return Evaluators(entries)
 
 
-def make_score(config: Config) -> verification.Score | None:
-    """How two images are compared, as config.evaluate.score says; None is the cosine."""
-    score = config.evaluate.score
-    if score not in SCORES:
-        raise ValueError(f"evaluate.score={score!r} is unknown; {lookup.nearest(score, SCORES)}")
-    dim, num_groups = config.model.embedding_dim, config.model.kw.get("num_groups", 0)
-    if score == "group_aware":
-        if not num_groups:
-            raise ValueError("evaluate.score='group_aware' needs model.name='group_head'")
-        return lambda _, x, first, second: groups.group_aware_similarity(
-            x[:, :-num_groups], first, second, embedding_dim=dim
-        )
-    if num_groups:  # the columns behind the embedding are not to be compared
-        return lambda _, x, first, second: verification.cosine_scores(x[:, :dim], first, second)
-    if score == "siamese":
-        if "siamese" not in config.pairs:
-            raise ValueError("evaluate.score='siamese' needs the term pairs.siamese")
-        features = config.pairs.siamese.features
-        learned = jax.jit(partial(pair_losses.siamese_score, features=features))
-        return lambda state, x, first, second: np.asarray(
-            learned(state["params"]["terms"]["siamese"], x[first], x[second])
-        )
-    return None
+_OF_ALL = ("type", "data", "every", "batch_size", "score")  # what every entry of evals may have
+
+
+def _evaluator(entry: Any, key: str) -> tuple[Any, dict[str, Any]]:
+    """The class that an entry names, and the arguments that are its own."""
+    if not isinstance(entry, Mapping) or "type" not in entry:
+        raise ValueError(f"{key}={entry!r}: give a dict with a type, such as 'verification'")
+    made = lookup.find_module(evaluators, entry["type"], "Evaluator", f"{key}.type").Evaluator
+    own = {k: v for k, v in entry.items() if k not in _OF_ALL}
+    takes = inspect.signature(made).parameters.values()
+    known = {*_OF_ALL, *(p.name for p in takes if p.kind == p.KEYWORD_ONLY)}
+    for k in own:
+        if k not in known:
+            raise ValueError(f"{key}.{k} is unknown; {lookup.nearest(k, known)}")
+    lookup.check_arguments(made, own, key)
+    return made, own
+
+
+def _data(
+    entry: Mapping[str, Any], name: str, test_sets: dict[str, Pairs], faces: Faces
+) -> Mapping[str, Pairs | None]:
+    """The test sets of an entry, by what its figures begin with; {name: None} without data."""
+    data = entry.get("data", "")
+    if data == "tests":
+        return test_sets
+    if not data:
+        return {name: None}
+    if isinstance(data, str):
+        if data not in test_sets:
+            hint = lookup.nearest(data, {*test_sets, "tests"})
+            raise ValueError(f"evals.{name}.data={data!r} is no test set of the reader; {hint}")
+        return {name: test_sets[data]}
+    key = f"evals.{name}.data"
+    for k in ("name", *data):
+        if k not in data or k not in ("name", "kw"):
+            raise ValueError(f"{key}={data!r}: give {{name, kw}} of a reader, as config.data has")
+    _, found = _read(data["name"], data.get("kw", {}), key)
+    wanted = image_shape_of(faces)
+    for pairs in found.values():
+        if (shape := image_shape_of(pairs)) != wanted:
+            raise ValueError(
+                f"{key}: images of {shape[0]} × {shape[1]}, and the network is trained on "
+                f"{wanted[0]} × {wanted[1]}: set its image_size"
+            )
+    return {name if len(found) == 1 else f"{name}_{k}": pairs for k, pairs in found.items()}
+
+
+def _prototypes(config: Config) -> Callable[[step.State], Any] | None:
+    """state → W, if classes have one prototype each."""
+    if not objective.one_row_a_class(config):
+        return None
+    return lambda state: objective.weights(state["params"]["prototypes"])
+
+
+def _cosine(config: Config, key: str) -> Score:
+    del config, key
+    return lambda _, outputs, first, second: verification.cosine_scores(
+        outputs["embedding"], first, second
+    )
+
+
+def _group_aware(config: Config, key: str) -> Score:
+    if not config.model.kw.get("num_groups", 0):
+        raise ValueError(f"{key}.score='group_aware' needs model.name='group_head'")
+    return lambda _, outputs, first, second: groups.group_aware_similarity(
+        outputs["embedding"], outputs["group_feature"], first, second
+    )
+
+
+def _siamese(config: Config, key: str) -> Score:
+    if "siamese" not in config.pairs:
+        raise ValueError(f"{key}.score='siamese' needs the term pairs.siamese")
+    features = config.pairs.siamese.features
+    learned = jax.jit(partial(pair_losses.siamese_score, features=features))
+
+    def score(state: step.State, outputs: Any, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        x, own = outputs["embedding"], state["params"]["terms"]["siamese"]
+        return np.asarray(learned(own, x[first], x[second]))
+
+    return score
+
+
+SCORES = {"cosine": _cosine, "group_aware": _group_aware, "siamese": _siamese}
+
+
+def make_score(config: Config, name: str, key: str) -> Score:
+    """How two images are compared; `key` is the section of the config that says so.
+
+    Raises:
+      ValueError: no such score, or the network or the objective lacks what it needs.
+    """
+    if name not in SCORES:
+        raise ValueError(f"{key}.score={name!r} is unknown; {lookup.nearest(name, SCORES)}")
+    return SCORES[name](config, key)
 
 
 def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:
@@ -216,7 +293,7 @@ def _on_device(to_images: Callable[..., Any], mesh: jax.sharding.Mesh) -> Any:
 
 
 def image_shape_of(
-    faces: Faces, batch_size: int = 1, mesh: jax.sharding.Mesh | None = None
+    faces: Faces | Pairs, batch_size: int = 1, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[int, int, int]:
     """[h, w, 3] of the network's input, without making an image.
 
@@ -233,7 +310,7 @@ def image_shape_of(
 
 
 def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:
-    """(state, batch of records, the same in every process) → embeddings [b, d]."""
+    """(state, batch of records, the same in every process) → {"embedding": [b, d], ...}."""
     to_images = _on_device(pairs.to_images, mesh)
 
     def embed(state: step.State, batch: dict[str, np.ndarray]) -> Any:

@@ -1,8 +1,7 @@
-"""How pictures look: palette, style, width; and what a drawn picture is."""
+"""How pictures look: palette, style, width; how they are written."""
 
 import os
 import pathlib
-from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -32,13 +31,6 @@ STYLE = matplotlib.rc_context(
     }
 )
 WIDTH = 8.0  # inches: 1,200 pixels
-
-
-class Picture(NamedTuple):
-    """A drawn file and one line that says how to read it."""
-
-    path: pathlib.Path
-    caption: str
 
 
 def cycle(count: int) -> list[str]:

@@ -15,9 +15,14 @@ from marginface.typing import Array, Float, Int
 Batch = dict[str, np.ndarray]
 Outputs = dict[str, Float[np.ndarray, "m _"]]  # of m images: {"embedding": [m, d], ...}
 # (state, outputs of m images, first [n], second [n]) → scores [n], larger = more alike
-Score = Callable[
-    [Any, Outputs, Int[np.ndarray, "n"], Int[np.ndarray, "n"]], Float[np.ndarray, "n"]
-]
+Score = Callable[[Any, Outputs, Int[np.ndarray, "n"], Int[np.ndarray, "n"]], Float[np.ndarray, "n"]]
+
+
+class Picture(NamedTuple):
+    """A drawn file and one line that says how to read it."""
+
+    path: pathlib.Path
+    caption: str
 
 
 class NotFiniteError(ValueError):
@@ -217,9 +222,3 @@ class Evaluators:
                 if entry.embedded is not None:
                     entry.embedded.forget()
         return found
-
-    def report(self, folder: pathlib.Path) -> Iterator[Any]:
-        """Leaves what evaluators draw of the last state in a run folder; yields each Picture."""
-        for evaluator in self:
-            if hasattr(evaluator, "report"):
-                yield from evaluator.report(folder)

@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from marginface import sharding
 from marginface.evaluators import common
 from marginface.losses import class_softmax, regularizers
-from marginface.style import Picture
 from marginface.typing import Array, Float
 
 
@@ -65,16 +64,19 @@ class Evaluator:
         yield f"{self.name}/sep_mean", float(np.mean(self.separability, dtype=np.float64))
         yield f"{self.name}/sep_var", float(np.var(self.separability, dtype=np.float64))
 
-    def report(self, folder: pathlib.Path) -> Iterator[Picture]:
-        """Writes separability.npy, and draws it into folder/plots."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """{"separability": Sep_i of every class}."""
+        return {} if self.separability is None else {"separability": self.separability}
+
+    def pictures(self, folder: pathlib.Path) -> Iterator[common.Picture]:
+        """Draws the Sep_i into the folder."""
         if self.separability is None:
             return
-        from marginface.evaluators import pictures  # matplotlib takes long to import
+        from marginface.evaluators import pictures as draw  # matplotlib takes long to import
 
-        np.save(folder / "separability.npy", self.separability)
-        path = folder / "plots" / "separability.png"
-        pictures.separabilities({"all classes": self.separability}, path)
-        yield Picture(
+        path = folder / "separability.png"
+        draw.separabilities({"all classes": self.separability}, path)
+        yield common.Picture(
             path,
             "How far each prototype lies from the nearest other one: a cosine, less is better.",
         )

@@ -9,7 +9,6 @@ import numpy as np
 
 from marginface.evaluators import common
 from marginface.losses import groups
-from marginface.style import Picture
 
 
 class Evaluator:
@@ -35,13 +34,13 @@ class Evaluator:
         yield f"{self.name}/group_entropy", float(used.entropy)
         yield f"{self.name}/group_largest", float(used.largest)
 
-    def report(self, folder: pathlib.Path) -> Iterator[Picture]:
-        """Draws faces of each group into folder/plots."""
+    def pictures(self, folder: pathlib.Path) -> Iterator[common.Picture]:
+        """Draws faces of each group into the folder."""
         if self.chosen is None:
             return
-        from marginface.evaluators import pictures  # matplotlib takes long to import
+        from marginface.evaluators import pictures as draw  # matplotlib takes long to import
 
-        path = folder / "plots" / f"{self.name}_groups.png"
-        pictures.group_sheet(self.pairs, self.chosen, path, title=self.name)
+        path = folder / f"{self.name}_groups.png"
+        draw.group_sheet(self.pairs, self.chosen, path, title=self.name)
         caption = "Faces of each latent group, the same number from each."
-        yield Picture(path, f"{self.name}: {caption}")
+        yield common.Picture(path, f"{self.name}: {caption}")

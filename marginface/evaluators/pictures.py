@@ -159,9 +159,7 @@ def hardest(
     parts = figure.subfigures(2, 1, height_ratios=rows, squeeze=False)[:, 0]
     for part, (half, colour, chosen), height in zip(parts, sections, rows, strict=True):
         strips = _side_by_side(pairs, chosen)
-        part.suptitle(
-            f"{title}: {half}", x=0.01, ha="left", weight="bold", size=11, color=colour
-        )
+        part.suptitle(f"{title}: {half}", x=0.01, ha="left", weight="bold", size=11, color=colour)
         grid = part.subplots(height, columns, squeeze=False).ravel()
         for axes in grid[len(chosen) :]:
             axes.set_axis_off()
@@ -230,4 +228,3 @@ def _images(pairs: Pairs, order: np.ndarray) -> np.ndarray:
     decoded = [pairs.decode(pairs.source[int(i)]) for i in order]
     batch = {k: np.stack([record[k] for record in decoded]) for k in decoded[0]}
     return np.clip((np.asarray(jax.jit(pairs.to_images)(batch)) + 1) / 2, 0, 1)
-

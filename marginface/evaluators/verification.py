@@ -8,7 +8,6 @@ import numpy as np
 
 from marginface.data import Pairs
 from marginface.evaluators import common, curves
-from marginface.style import Picture
 from marginface.typing import Bool, Float, Int
 
 
@@ -133,25 +132,25 @@ class Evaluator:
                 yield f"{self.name}/tar@far={far}", curves.tar_at_far(curve, float(far))
         yield f"{self.name}/threshold", self.threshold
 
-    def report(self, folder: pathlib.Path) -> Iterator[Picture]:
-        """Draws ROC, scores and hardest pairs into folder/plots."""
+    def pictures(self, folder: pathlib.Path) -> Iterator[common.Picture]:
+        """Draws ROC, scores and hardest pairs into the folder."""
         if self.scores is None or self.threshold is None:
             return
-        from marginface.evaluators import pictures  # matplotlib takes long to import
+        from marginface.evaluators import pictures as draw  # matplotlib takes long to import
 
         name, pairs, threshold = self.name, self.pairs, self.threshold
         shown = tested(pairs.fold, pairs.protocol)
         scores, same = self.scores[shown], pairs.same[shown]
-        path = folder / "plots" / f"{name}_roc.png"
-        pictures.roc(curves.roc(scores, same), path, title=name)
+        path = folder / f"{name}_roc.png"
+        draw.roc(curves.roc(scores, same), path, title=name)
         caption = "Genuine pairs accepted, for each rate of impostor pairs accepted by mistake."
-        yield Picture(path, f"{name}: {caption}")
-        path = folder / "plots" / f"{name}_scores.png"
-        pictures.histogram(scores, same, threshold, path, title=name)
+        yield common.Picture(path, f"{name}: {caption}")
+        path = folder / f"{name}_scores.png"
+        draw.histogram(scores, same, threshold, path, title=name)
         caption = "Scores of both kinds of pairs; what overlaps is decided wrongly."
-        yield Picture(path, f"{name}: {caption}")
-        path = folder / "plots" / f"{name}_hardest.png"
+        yield common.Picture(path, f"{name}: {caption}")
+        path = folder / f"{name}_hardest.png"
         impostor, genuine = hardest_pairs(pairs, self.scores, count=8)
-        pictures.hardest(pairs, self.scores, threshold, impostor, genuine, path, title=name)
+        draw.hardest(pairs, self.scores, threshold, impostor, genuine, path, title=name)
         caption = "The impostor pairs most alike and the genuine pairs least alike."
-        yield Picture(path, f"{name}: {caption}")
+        yield common.Picture(path, f"{name}: {caption}")

@@ -225,12 +225,12 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for name in names:
         before = summary.get(_UNTRAINED + name)
         cells = ["" if before is None else _text(name, before)] if baseline else []
-        rows.append([name, *cells, _with_error(summary, name), meanings.meaning(name)[1]])
+        rows.append([name, *cells, _with_error(summary, name), meanings.of(name).line])
     return rows
 
 
 def _text(name: str, value: float | None) -> str:
-    return "not finite" if not _is_finite(value) else meanings.meaning(name)[0].format(value)
+    return "not finite" if not _is_finite(value) else meanings.of(name).format.format(value)
 
 
 def _with_error(summary: Mapping[str, Any], name: str) -> str:

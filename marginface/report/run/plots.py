@@ -11,14 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from marginface.evaluators.common import Picture
 from marginface.report.run import meanings
-from marginface.style import STYLE, WIDTH, Picture, cycle, save
+from marginface.style import STYLE, WIDTH, cycle, save
 
 Records = Sequence[Mapping[str, Any]]
-
-# Ends of the names of figures that have a learning curve, in their order.
-_CURVES = ("/accuracy", "train/top1", "train/target_angle", "train/learning_rate")
-_CURVES += ("/sep_mean", "time/examples_per_s")
 
 
 def draw(workdir: pathlib.Path, records: Records) -> list[Picture]:
@@ -36,7 +33,10 @@ def draw(workdir: pathlib.Path, records: Records) -> list[Picture]:
         pictures.append(Picture(folder / "loss.png", "Each term of the loss, before its weight."))
     if _panels(records):
         learning(records, folder / "learning.png")
-        pictures.append(Picture(folder / "learning.png", "How training and evaluation went."))
+        caption = "How training and evaluation went"
+        if any(len(_spread(records, name)) for _, names in _panels(records) for name in names):
+            caption += "; bars: ± the standard error, of mean Sep the standard deviation"
+        pictures.append(Picture(folder / "learning.png", f"{caption}."))
     return pictures
 
 
@@ -58,7 +58,7 @@ def losses(records: Records, path: pathlib.Path) -> None:
 
 @STYLE
 def learning(records: Records, path: pathlib.Path) -> None:
-    """Training accuracy, angle, learning rate, verification accuracy, prototypes, speed by step."""
+    """A panel for each kind of figure that has a curve, all over the steps."""
     panels = _panels(records)
     rows = math.ceil(len(panels) / 2)
     columns = min(2, len(panels))
@@ -67,33 +67,32 @@ def learning(records: Records, path: pathlib.Path) -> None:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for unused in grid[len(panels) :]:
         unused.remove()
-    for axes, (title, unit, names) in zip(grid, panels, strict=False):
+    for axes, (meaning, names) in zip(grid, panels, strict=False):
         for name, colour in zip(names, cycle(len(names)), strict=True):
             steps, values = _series(records, name)
-            factor = 100 if unit == "%" else 1
             smooth = name.startswith(("train/", "time/")) and name != "train/learning_rate"
             label = name.rsplit("/", 1)[0] if len(names) > 1 else None
-            _line(axes, steps, factor * values, colour, smooth=smooth, label=label)
+            _line(axes, steps, meaning.factor * values, colour, smooth=smooth, label=label)
             spread = _spread(records, name)
             if len(spread) == len(values):
                 axes.errorbar(
                     steps,
-                    factor * values,
-                    yerr=factor * spread,
+                    meaning.factor * values,
+                    yerr=meaning.factor * spread,
                     fmt="none",
                     ecolor=colour,
                     elinewidth=1,
                     capsize=2,
                     alpha=0.6,
                 )
-        axes.set_title(title)
-        axes.set_ylabel(unit)
+        axes.set_title(meaning.heading)
+        axes.set_ylabel(meaning.unit)
         values = np.concatenate([_series(records, name)[1] for name in names])
-        if title == "learning rate" and values.min() > 0 and values.max() / values.min() > 8:
+        if meaning.unit == "step size" and values.min() > 0 and values.max() / values.min() > 8:
             axes.set_yscale("log")
         if len(names) > 1:
             axes.legend()
-        if unit == "%":
+        if meaning.unit == "%":
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, (low + high) / 2 - 1), max(high, (low + high) / 2 + 1))
         _step_axis(axes, records)
@@ -120,22 +119,16 @@ def _series(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _spread(records: Records, name: str) -> np.ndarray:
     """Standard error of an accuracy, standard deviation of the separability; else empty."""
-    if name == "prototypes/sep_mean":
-        return np.sqrt(_series(records, "prototypes/sep_var")[1])
+    if name.endswith("/sep_mean"):
+        return np.sqrt(_series(records, name.replace("sep_mean", "sep_var"))[1])
     return _series(records, f"{name}_stderr")[1]
 
 
-def _panels(records: Records) -> list[tuple[str, str, list[str]]]:
-    """(title, unit, figures) of each learning curve that has data."""
-    panels = [
-        ("verification accuracy", "%", _names(records, suffix="/accuracy")),
-        ("training top-1", "%", _names(records, "train/top1")),
-        ("mean angle to the own class", "degrees", _names(records, "train/target_angle")),
-        ("learning rate", "step size", _names(records, "train/learning_rate")),
-        ("nearest other class: mean ± sd", "cosine", _names(records, "prototypes/sep_mean")),
-        ("speed", "examples / s", _names(records, "time/examples_per_s")),
-    ]
-    return [panel for panel in panels if panel[2]]
+def _panels(records: Records) -> list[tuple[meanings.Meaning, list[str]]]:
+    """What each learning curve shows, and the figures in it that have data."""
+    found = ((meanings.of(last), last) for last in meanings.TABLE)
+    panels = [(m, _names(records, suffix=f"/{last}")) for m, last in found if m.curve]
+    return [panel for panel in panels if panel[1]]
 
 
 def _line(
