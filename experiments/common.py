@@ -137,17 +137,15 @@ def base(arg: str | None) -> ConfigDict:
             "score": "cosine",  # of two images; or group_aware, siamese
         }
     )
-    # What is measured, in the order of the names; an entry may have every, batch_size and score of its own. Its data is
-    # "tests" (each test set of the training reader), the name of one, or another reader's
-    # {"name": ..., "kw": {...}}; its type a module of evaluators or "path/to/file.py:Evaluator".
+    # What is measured, in the order of the names. Its type is a module of evaluators or
+    # "path/to/file.py:Evaluator"; its data "tests", for each test set of the training reader, the
+    # name of one, or another reader's {"name": ..., "kw": {...}}. It may have every, batch_size
+    # and score of its own, and what else its evaluator takes.
     config.evals = ConfigDict(
         {
             "pairs": {"type": "verification", "data": "tests"},
-            "prototypes": {"type": "geometry"},  # where each class has one
-            "usage": {
-                "type": "grouping",
-                "data": "tests",
-            },  # of latent groups, where the network has some
+            "prototypes": {"type": "geometry"},  # nothing where classes have none, or several
+            "usage": {"type": "grouping", "data": "tests"},  # of latent groups, where there are
         }
     )
     config.wandb = ConfigDict(

@@ -309,9 +309,9 @@ def image_shape_of(
     return height, width, channels
 
 
-def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:
+def make_embed(steps: step.Step, data: Faces | Pairs, mesh: jax.sharding.Mesh) -> Any:
     """(state, batch of records, the same in every process) → {"embedding": [b, d], ...}."""
-    to_images = _on_device(pairs.to_images, mesh)
+    to_images = _on_device(data.to_images, mesh)
 
     def embed(state: step.State, batch: dict[str, np.ndarray]) -> Any:
         return steps.embed(state, to_images(sharding.put_global_batch(mesh, batch)))

@@ -195,21 +195,23 @@ class Evaluators:
         """The figure by which checkpoints are compared: the first that an evaluator names."""
         return next((e.ranking for e in self if hasattr(e, "ranking")), None)
 
-    def due(self, step: int) -> list[Entry]:
-        """Those whose interval ends at this step."""
-        return [entry for entry in self.entries if entry.every and step % entry.every == 0]
+    def __len__(self) -> int:
+        return len(self.entries)
 
-    def run(self, state: Any, step: int | None = None) -> dict[str, float]:
-        """{"lfw/accuracy": 0.97, ...} of a state: of those that are due at the step, or of all.
+    def due(self, step: int) -> "Evaluators":
+        """Those whose interval ends at this step."""
+        return Evaluators([e for e in self.entries if e.every and step % e.every == 0])
+
+    def run(self, state: Any) -> dict[str, float]:
+        """{"lfw/accuracy": 0.97, ...} of a state.
 
         Raises:
             NotFiniteError: an output of the network or a score is not finite.
             ValueError: two evaluators have one name for a figure.
         """
         found: dict[str, float] = {}
-        chosen = self.entries if step is None else self.due(step)
         try:
-            for entry in chosen:
+            for entry in self.entries:
                 for name, value in entry.evaluator.run(state):
                     if name in found:
                         raise ValueError(
@@ -218,7 +220,7 @@ class Evaluators:
                         )
                     found[name] = value
         finally:
-            for entry in chosen:
+            for entry in self.entries:
                 if entry.embedded is not None:
                     entry.embedded.forget()
         return found

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from marginface.evaluators.common import Picture
 from marginface.report.run import meanings
+from marginface.runs import folder as run_folder
 from marginface.style import STYLE, WIDTH, cycle, save
 
 Records = Sequence[Mapping[str, Any]]
@@ -25,7 +26,7 @@ def draw(workdir: pathlib.Path, records: Records) -> list[Picture]:
         workdir: the run folder.
         records: the lines of metrics.jsonl.
     """
-    folder = workdir / "plots"
+    folder = workdir / run_folder.PLOTS
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     if _names(records, "loss/"):
