@@ -73,7 +73,7 @@ def base(arg: str | None) -> ConfigDict:
     config.checkpoint_every = 200  # updates
     config.data = ConfigDict(
         {
-            "name": "",  # a module of data.readers: synthetic, lfw or folder
+            "name": "",  # a module of data.readers: synthetic, lfw or folder; or "file.py:load"
             "workers": 0,  # processes that read images; 0: threads of the run's own
             "images_per_identity": 0,  # K > 0: batches of batch_size / K identities, K images each
             "cleaned": "",  # a list by marginface.clean: its images under its labels only
@@ -83,7 +83,7 @@ def base(arg: str | None) -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "name": "",  # a module of models: sphereface, iresnet or group_head
+            "name": "",  # a module of models: sphereface, iresnet or group_head; or "file.py:Model"
             "embedding_dim": 128,  # length of an embedding
             "kw": {},  # arguments of the network
         }

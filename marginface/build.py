@@ -5,6 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,6 +22,17 @@ from marginface.evaluators import verification
 from marginface.evaluators.common import Embedded, Entry, Evaluators, Score, Subject
 from marginface.losses import groups, pair_losses
 from marginface.training import footprint, objective, step
+
+
+def _named(package: ModuleType, name: str, attribute: str, key: str) -> Any:
+    """The `attribute` of a module of the package; or what "path/to/file.py:name" names.
+
+    Raises:
+      ValueError: there is no such thing; `key` is where the config names it.
+    """
+    if lookup.is_path(name):
+        return lookup.from_path(name, key)
+    return getattr(lookup.find_module(package, name, attribute, key), attribute)
 
 
 def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
@@ -51,7 +63,7 @@ def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
 
 def _read(name: str, kw: Mapping[str, Any], key: str) -> tuple[Faces, dict[str, Pairs]]:
     """What a reader gives for these arguments; `key` is where the config names it."""
-    load = lookup.find_module(readers, name, "load", f"{key}.name").load
+    load = _named(readers, name, "load", f"{key}.name")
     lookup.check_arguments(load, kw, f"{key}.kw")
     return load(**kw)
 
@@ -123,13 +135,19 @@ def walk_of(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> dict[str, 
 
 def make_model(config: Config) -> Any:
     """The network that config.model names, its arguments checked."""
-    module = lookup.find_module(models, config.model.name, "Model", "model.name")
-    known = {f.name for f in dataclasses.fields(module.Model)} - {"parent", "name"}
+    model = _named(models, config.model.name, "Model", "model.name")
+    known = set()
+    if dataclasses.is_dataclass(model):
+        known = {f.name for f in dataclasses.fields(model)} - {"parent", "name"}
+    if "embedding_dim" not in known:
+        raise ValueError(
+            f"model.name={config.model.name!r}: give a flax.linen.Module with a field embedding_dim"
+        )
     for key in config.model.kw:
         if key not in known:
             hint = lookup.nearest(key, known)
             raise ValueError(f"model.kw.{key} is not an argument of {config.model.name}; {hint}")
-    return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
+    return model(embedding_dim=config.model.embedding_dim, **config.model.kw)
 
 
 def make_evaluators(
@@ -143,7 +161,7 @@ def make_evaluators(
 
     config.evals.NAME is {type, data, every, batch_size, score} and arguments of the evaluator:
 
-        type         a module of evaluators
+        type         a module of evaluators, or "path/to/file.py:Evaluator"
         data         "tests" for every test set of the training reader, the name of one, or
                      {name, kw} of another reader; none for an evaluator of the network alone
         every, batch_size, score   as config.evaluate has them, unless they stand here
@@ -190,7 +208,7 @@ def _evaluator(entry: Any, key: str) -> tuple[Any, dict[str, Any]]:
     """The class that an entry names, and the arguments that are its own."""
     if not isinstance(entry, Mapping) or "type" not in entry:
         raise ValueError(f"{key}={entry!r}: give a dict with a type, such as 'verification'")
-    made = lookup.find_module(evaluators, entry["type"], "Evaluator", f"{key}.type").Evaluator
+    made = _named(evaluators, entry["type"], "Evaluator", f"{key}.type")
     own = {k: v for k, v in entry.items() if k not in _OF_ALL}
     takes = inspect.signature(made).parameters.values()
     known = {*_OF_ALL, *(p.name for p in takes if p.kind == p.KEYWORD_ONLY)}
