@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
@@ -171,14 +172,14 @@ def make_evaluators(
     Raises:
       ValueError: an entry with a key or value that does not fit; names it.
     """
-    entries, embedded = [], {}
-    shared = Subject(
-        "",
-        prototypes=_prototypes(config),
-        num_classes=faces.num_classes,
-        chunk_size=objective.chunk_size_between(config, faces.num_classes, mesh),
-        mesh=mesh,
-    )
+    entries, embedded, read = [], {}, {}
+    shared = Subject("", num_classes=faces.num_classes, mesh=mesh)
+    if objective.one_row_a_class(config):
+        shared = dataclasses.replace(
+            shared,
+            prototypes=lambda state: objective.weights(state["params"]["prototypes"]),
+            chunk_size=objective.chunk_size_between(config, faces.num_classes, mesh),
+        )
     for name, entry in configs.translate(config.to_dict())["evals"].items():
         key = f"evals.{name}"
         made, own = _evaluator(entry, key)
@@ -189,14 +190,16 @@ def make_evaluators(
             if type(value) is not int or value < least:
                 raise ValueError(f"{key}.{what}={value!r}: give a whole number, {least} or more")
         size = -(-size // mesh.size) * mesh.size
-        given = {"score": make_score(config, score, "evaluate" if "score" not in entry else key)}
-        for title, pairs in _data(entry, name, test_sets, faces).items():
+        score = make_score(config, score, key if "score" in entry else "evaluate")
+        for title, pairs in _data(entry, name, test_sets, faces, read).items():
             images = None
             if pairs is not None:
                 images = embedded.setdefault(
                     (id(pairs), size), Embedded(make_embed(steps, pairs, mesh), pairs, size)
                 )
-            subject = dataclasses.replace(shared, name=title, pairs=pairs, outputs=images, **given)
+            subject = dataclasses.replace(
+                shared, name=title, pairs=pairs, outputs=images, score=score
+            )
             entries.append(Entry(made(subject, **own), every, images))
     return Evaluators(entries)
 
@@ -220,9 +223,16 @@ def _evaluator(entry: Any, key: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _data(
-    entry: Mapping[str, Any], name: str, test_sets: dict[str, Pairs], faces: Faces
+    entry: Mapping[str, Any],
+    name: str,
+    test_sets: dict[str, Pairs],
+    faces: Faces,
+    read: dict[str, dict[str, Pairs]],
 ) -> Mapping[str, Pairs | None]:
-    """The test sets of an entry, by what its figures begin with; {name: None} without data."""
+    """The test sets of an entry, by what its figures begin with; {name: None} without data.
+
+    `read` is what other readers gave to the entries before.
+    """
     data = entry.get("data", "")
     if data == "tests":
         return test_sets
@@ -237,8 +247,9 @@ def _data(
     for k in ("name", *data):
         if k not in data or k not in ("name", "kw"):
             raise ValueError(f"{key}={data!r}: give {{name, kw}} of a reader, as config.data has")
-    _, found = _read(data["name"], data.get("kw", {}), key)
-    wanted = image_shape_of(faces)
+    if (words := json.dumps(data, sort_keys=True, default=str)) not in read:
+        _, read[words] = _read(data["name"], data.get("kw", {}), key)
+    found, wanted = read[words], image_shape_of(faces)
     for pairs in found.values():
         if (shape := image_shape_of(pairs)) != wanted:
             raise ValueError(
@@ -246,13 +257,6 @@ def _data(
                 f"{wanted[0]} × {wanted[1]}: set its image_size"
             )
     return {name if len(found) == 1 else f"{name}_{k}": pairs for k, pairs in found.items()}
-
-
-def _prototypes(config: Config) -> Callable[[step.State], Any] | None:
-    """state → W, if classes have one prototype each."""
-    if not objective.one_row_a_class(config):
-        return None
-    return lambda state: objective.weights(state["params"]["prototypes"])
 
 
 def _cosine(config: Config, key: str) -> Score:
@@ -277,7 +281,7 @@ def _siamese(config: Config, key: str) -> Score:
     learned = jax.jit(partial(pair_losses.siamese_score, features=features))
 
     def score(state: step.State, outputs: Any, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        x, own = outputs["embedding"], state["params"]["terms"]["siamese"]
+        x, own = outputs["embedding"], state["params"]["terms"]["pairs.siamese"]
         return np.asarray(learned(own, x[first], x[second]))
 
     return score
@@ -292,9 +296,7 @@ def make_score(config: Config, name: str, key: str) -> Score:
     Raises:
       ValueError: no such score, or the network or the objective lacks what it needs.
     """
-    if name not in SCORES:
-        raise ValueError(f"{key}.score={name!r} is unknown; {lookup.nearest(name, SCORES)}")
-    return SCORES[name](config, key)
+    return lookup.find(SCORES, name, f"{key}.score")(config, key)
 
 
 def make_prepare(faces: Faces, mesh: jax.sharding.Mesh) -> Any:

@@ -153,16 +153,16 @@ def load(config_flag: str) -> Config:
     return config.lock()
 
 
-EVALS = {  # what versions without config.evals measured
+_EVALS = {  # what versions without config.evals measured
     "pairs": {"type": "verification", "data": "tests"},
     "prototypes": {"type": "geometry"},
     "usage": {"type": "grouping", "data": "tests"},
 }
 
 
-def translate(values: dict[str, Any]) -> dict[str, Any]:
+def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config of an earlier version, nested, as this version has them."""
-    return {"evals": EVALS, **values} if "evaluate" in values else values
+    return ({"evals": _EVALS} if "evaluate" in values else {}) | dict(values)
 
 
 def from_json(text: str) -> Config:

@@ -38,27 +38,6 @@ def find(table: Mapping[str, Any], name: str, key: str) -> Any:
     return table[name]
 
 
-def find_function(
-    module: ModuleType, name: str, key: str, but_not: tuple[str, ...] = ()
-) -> Callable:
-    """The public function `name` that `module` defines; `key` is where the config names it.
-
-    `but_not` are endings of names that are no choice here.
-
-    Raises:
-      ValueError: no such function; lists those there are.
-    """
-    known = {
-        n: f
-        for n, f in vars(module).items()
-        if inspect.isfunction(f) and f.__module__ == module.__name__
-        if not n.startswith("_") and not n.endswith(but_not)
-    }
-    if name not in known:
-        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
-    return known[name]
-
-
 def find_module(package: ModuleType, name: str, attribute: str, key: str) -> ModuleType:
     """The module `name` of `package` that defines `attribute` (a model's Model, a reader's load).
 

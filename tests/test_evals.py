@@ -68,6 +68,11 @@ def test_each_entry_has_its_own_data_interval_and_score(mesh):
             "batch_size": 6,
         },
         again={"type": "verification", "data": "synthetic", "every": 0},
+        usage_there={
+            "type": "grouping",
+            "data": {"kw": TINY | {"seed": 1}, "name": "synthetic"},
+            "batch_size": 6,
+        },
     )
     config.evaluate.every = 3
     made = make(config, mesh)
@@ -77,8 +82,10 @@ def test_each_entry_has_its_own_data_interval_and_score(mesh):
         ("synthetic", 3),
         ("prototypes", 3),
         ("synthetic", 3),
+        ("usage_there", 3),
     ]
-    again, other, pairs, _, _ = made.entries
+    again, other, pairs, _, _, there = made.entries
+    assert there.embedded is other.embedded  # read once, embedded once
     assert again.embedded is pairs.embedded is not other.embedded
     assert other.evaluator.pairs is not pairs.evaluator.pairs
     assert [e.evaluator.name for e in made.due(7).entries] == ["other"]

@@ -108,9 +108,6 @@ def functions(
     if schedule.name not in optim.SCHEDULES:
         hint = nearest(schedule.name, optim.SCHEDULES)
         raise ValueError(f"schedule.name={schedule.name!r} is unknown; {hint}")
-    if optimizer.name not in optim.OPTIMIZERS:
-        hint = nearest(optimizer.name, optim.OPTIMIZERS)
-        raise ValueError(f"optimizer.name={optimizer.name!r} is unknown; {hint}")
     init = _init(model, objective, optimizer, image_shape)
     gradients = _in_parts(_gradients(model, objective), optimizer.accumulate, mesh)
     return Step(
