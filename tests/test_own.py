@@ -1,6 +1,7 @@
-"""A network, a reader and an evaluator of the user's own, in files beside the experiment."""
+"""A network, a reader and an evaluator of the user's own; the evaluator is CONTRIBUTING.md's."""
 
 import json
+import pathlib
 import re
 
 import pytest
@@ -60,57 +61,22 @@ def load(*, people=6):
     return faces, {"grey": pairs}
 '''
 
-EVALUATOR = '''
-import numpy as np
-from matplotlib.figure import Figure
-
-from marginface.evaluators.common import Picture
-
-
-class Evaluator:
-    """How many hidden units are in use."""
-
-    def __init__(self, subject, *, least=0.0):
-        self.name, self.least = subject.name, least
-        self.pairs, self.outputs = subject.images()
-
-    def run(self, state):
-        self.hidden = self.outputs(state)["hidden"]
-        yield f"{self.name}/in_use", float((self.hidden > self.least).any(axis=0).mean())
-
-    def arrays(self):
-        return {"hidden": self.hidden}
-
-    def pictures(self, folder):
-        figure = Figure()
-        figure.subplots().plot(self.hidden.mean(axis=0))
-        figure.savefig(folder / f"{self.name}_hidden.png")
-        yield Picture(folder / f"{self.name}_hidden.png", "Mean of each hidden unit.")
-'''
+TEXT = (pathlib.Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+EVALUATOR, CHANGES = re.findall(
+    r"```python\n(.*?)```", TEXT.partition("## A network, a reader, an evaluator")[2], re.DOTALL
+)
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The config of an experiment that names the three files."""
+    """The config of an experiment that names the three files as CONTRIBUTING.md does."""
     for name, text in (("network", NETWORK), ("reader", READER), ("evaluator", EVALUATOR)):
-        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"my_{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     config = softmax.get_config()
     with config.unlocked():
-        config.data.name, config.data.kw = "reader.py:load", {"people": 6}
-        config.model.name, config.model.kw = "network.py:Model", {"width": 16}
+        exec(CHANGES, {"config": config})
         config.model.embedding_dim = 4
-        config.evals.mine = {
-            "type": "evaluator.py:Evaluator",
-            "data": "tests",
-            "every": 2,
-            "least": 0.01,
-        }
-        config.evals.apart = {
-            "type": "verification",
-            "data": {"name": "reader.py:load", "kw": {"people": 5}},
-            "every": 3,
-        }
     config.batch_size, config.steps, config.evaluate.batch_size, config.log_every = 8, 4, 8, 1
     return config.lock()
 
@@ -129,7 +95,10 @@ def test_a_run_of_them_alone(own, tmp_path, capsys):
     assert 0 <= summary["grey/in_use"] <= 1
     assert "untrained/apart/accuracy" in summary
     page = (run / "summary.md").read_text()
-    assert "![grey_hidden](plots/grey_hidden.png)\n\nMean of each hidden unit." in page
+    assert (
+        "![grey_hidden](plots/grey_hidden.png)\n\nMean of each output over the images of the test."
+        in page
+    )
     assert all((run / p).is_file() for p in re.findall(r"!\[.*\]\((.*)\)", page))
     assert (run / "hidden.npy").is_file()
     assert re.search(r"grey/in_use +\S+ +\S+\n", capsys.readouterr().out)
@@ -148,11 +117,26 @@ def make(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.name": "netwrk.py:Model"}, "model.name='netwrk.py:Model': no such file; did you"),
-        ({"model.name": "network.py:Modl"}, "model.name='network.py:Modl': network.py has no 'Mo"),
-        ({"model.name": "reader.py:load"}, "model.name='reader.py:load': give a flax.linen.Module"),
-        ({"model.kw": {"widht": 3}}, "model.kw.widht is not an argument of network.py:Model; did"),
-        ({"data.name": "reader.py:lode"}, "data.name='reader.py:lode': reader.py has no 'lode'; "),
+        (
+            {"model.name": "my_netwrk.py:Model"},
+            "model.name='my_netwrk.py:Model': no such file; did you",
+        ),
+        (
+            {"model.name": "my_network.py:Modl"},
+            "model.name='my_network.py:Modl': my_network.py has no 'Mo",
+        ),
+        (
+            {"model.name": "my_reader.py:load"},
+            "model.name='my_reader.py:load': give a flax.linen.Module",
+        ),
+        (
+            {"model.kw": {"widht": 3}},
+            "model.kw.widht is not an argument of my_network.py:Model; did",
+        ),
+        (
+            {"data.name": "my_reader.py:lode"},
+            "data.name='my_reader.py:lode': my_reader.py has no 'lode'; ",
+        ),
         ({"data.kw": {"persons": 3}}, "data.kw.persons is not an argument of load; .*people"),
         ({"evals.mine.least": None, "evals.mine.most": 1}, "evals.mine.most is unknown; .*least"),
     ],
@@ -172,8 +156,10 @@ def test_what_does_not_fit_is_named_in_one_line(changes, message, own):
 
 
 def test_an_own_network_has_an_embedding_dim(own, tmp_path):
-    (tmp_path / "network.py").write_text("import flax.linen as nn\nclass Model(nn.Module): pass\n")
-    with pytest.raises(ValueError, match=r"'network.py:Model': give a flax.linen.Module with a f"):
+    (tmp_path / "my_network.py").write_text(
+        "import flax.linen as nn\nclass Model(nn.Module): pass\n"
+    )
+    with pytest.raises(ValueError, match=r"'my_network.py:Model': give a flax.linen.Module wi"):
         build.make_model(own)
 
 
