@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+from marginface.runs import folder as run_folder
+
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
 CORE = (
     *(f"losses.{name}" for name in ("margins", "similarity", "class_softmax", "class_losses")),
@@ -33,11 +35,12 @@ STOREYS = (
     ("models", "data", "losses"),
     ("command", "config"),
     ("lookup", "sharding", "runtime"),
-    ("typing",),
+    ("typing", "style"),
 )
 # Rooms and files that know a config; nothing below them does.
 MAY_KNOW_CONFIGS = {"main.py", "command.py", "train.py", "build.py", "config.py"}
 MAY_KNOW_CONFIGS |= {"training/objective.py", "training/step.py", "runs/folder.py", "runs/plan.py"}
+MAY_KNOW_CONFIGS |= {"runs/record.py", "runs/trained.py"}
 MAY_KNOW_CONFIGS |= {"clean/", "launch/", "report/"}
 
 
@@ -156,8 +159,47 @@ def test_configs_stop_at_the_top():
         assert not imports or name.startswith(tuple(MAY_KNOW_CONFIGS)), (path, imports)
 
 
+def test_file_names_of_run_folders_stand_in_one_module():
+    files = {value for value in vars(run_folder).values() if isinstance(value, str)}
+    files = {f for f in files if re.fullmatch(r"[\w/]+\.[a-z]+", f)}
+    folders = {run_folder.CHECKPOINTS, run_folder.PLOTS}
+    assert {"config.json", "summary.json", "summary.md", "metrics.jsonl", "log.txt"} <= files
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        prose = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in prose:
+                spelled = files & set(re.split(r"[\s/:]", node.value))
+                spelled |= folders & set(node.value.split("/"))
+                assert not spelled or path == PACKAGE / "runs/folder.py", (path, node.lineno)
+
+
 def test_no_real_face_or_weight_file_lives_in_the_repository():
     kinds = {".jpg", ".jpeg", ".bin", ".rec", ".npz", ".npy", ".ckpt", ".msgpack", ".pgm"}
     root = PACKAGE.parent
     listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True).stdout
     assert not [name for name in listed.splitlines() if pathlib.Path(name).suffix in kinds]
+
+
+def test_embedded_faces_need_no_library_of_image_files():
+    """Data, batches and evaluators of data=synthetic; Grain draws its batches, as all others'."""
+    program = (
+        "import sys\n"
+        "from experiments import arcface\n"
+        "from marginface import build, sharding\n"
+        "config = arcface.get_config()\n"
+        "mesh = sharding.make_mesh(1)\n"
+        "faces, test_sets = build.load_data(config)\n"
+        "batches = build.make_batches(config, faces)\n"
+        "assert len(next(batches)['label']) == config.batch_size\n"
+        "batches.close()\n"
+        "steps = build.make_steps(config, faces, mesh, 4)\n"
+        "build.make_evaluators(config, faces, test_sets, steps, mesh)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"cv2", "simplejpeg", "PIL", "matplotlib"}

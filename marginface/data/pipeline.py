@@ -105,10 +105,6 @@ class TrainIterator(Iterator[Batch]):
         # Workers hand over views of shared memory, which must not outlive the interpreter's end.
         return {key: np.array(value) for key, value in batch.items()} if self._workers else batch
 
-    def get_state(self) -> dict[str, int]:
-        """Returns {"step": number of the next step}."""
-        return {"step": self._step}
-
     def set_state(self, state: dict[str, int]) -> None:
         """Continues at state["step"]; what was read ahead is dropped."""
         step = operator.index(state["step"])
@@ -144,10 +140,10 @@ def train_iterator(
     of P gets the rows [p·b, (p + 1)·b), b = batch_size / P.
 
     With images_per_identity = K, a batch is batch_size / K identities after each other, K images
-    of each, for losses over pairs. Identities come in another random order each pass over all of
-    them, none twice in a batch; those with one image have no pair and are left out. The K images
-    are random; none is repeated before all of that identity are there. All this too depends on
-    (seed, e) alone.
+    of each, for losses over pairs. Every pass over the identities has another random order, and no
+    identity stands twice in a batch; those with a single image have no pair and are left out. The
+    K images are drawn at random, one of them twice only where the identity has fewer than K. All
+    of this depends on (seed, e) alone, too.
 
     Args:
       faces: the training set; its source and augment must be picklable when workers > 0.
@@ -161,7 +157,7 @@ def train_iterator(
       images_per_identity: K, 2 or more; 0 takes any images.
 
     Returns:
-      An iterator of dicts of arrays [b, ...]; get_state and set_state hold its position.
+      An iterator of dicts of arrays [b, ...]; set_state moves it to another step.
 
     Raises:
       ValueError: batch size, counts or seed out of range, no examples, or too few identities.

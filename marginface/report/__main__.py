@@ -11,6 +11,7 @@ import numpy as np
 
 from marginface import command, runtime
 from marginface.command import Parser
+from marginface.runs import folder as run_folder
 
 
 def run(argv: Sequence[str]) -> None:
@@ -20,8 +21,8 @@ def run(argv: Sequence[str]) -> None:
         ValueError: an option or a value that does not exist.
     """
     runtime.tune_cpu()
+    from marginface.evaluators import pictures
     from marginface.report import loss_pictures as losses
-    from marginface.report.run import plots
 
     parser = Parser("python -m marginface.report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     add("--out", type=pathlib.Path, default="separability.png", help="the picture")
     options = parser.parse_args(argv)
     if options.command == "separability":
-        plots.separabilities({run.name: _separability(run) for run in options.runs}, options.out)
+        pictures.separabilities({run.name: _separability(run) for run in options.runs}, options.out)
         print(options.out, flush=True)
         return
     for path in losses.draw(options.out, only=options.only, seed=options.seed):
@@ -49,9 +50,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _separability(run: pathlib.Path) -> np.ndarray:
-    path = run / "separability.npy"
+    path = run / run_folder.SEPARABILITY
     if not path.is_file():
-        raise ValueError(f"{run} has no separability.npy: give run folders that are complete")
+        raise ValueError(f"{run} has no {path.name}: give run folders that are complete")
     found = np.load(path, allow_pickle=False)
     if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.floating):
         raise ValueError(

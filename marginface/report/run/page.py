@@ -8,18 +8,17 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from marginface.config import dotted
-from marginface.evaluators import grouping, verification
 from marginface.report.run import meanings
-from marginface.runs import metrics, provenance
-from marginface.runs.files import write_atomically
+from marginface.runs import folder as run_folder
+from marginface.runs import provenance
+from marginface.runs.files import read_lines, write_atomically
 
 Summary = dict[str, Any]
 
@@ -30,31 +29,27 @@ def report(
     workdir: pathlib.Path,
     *,
     results: Mapping[str, float],
-    evaluators: Sequence[verification.Evaluator],
+    evaluators: Iterable[Any],
     mesh: Mesh,
     seconds: float,
     command: str | None = None,
-    separability: np.ndarray | None = None,
-    groupings: Sequence[grouping.Evaluator] = (),
     walk: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes summary.json, plots/, separability.npy and summary.md, and prints the final table.
+    """Writes summary.json, plots/, evaluators' arrays and summary.md, and prints the final table.
 
     Args:
         workdir: holds config.json and metrics.jsonl.
         results: the final evaluation.
-        evaluators: those that have run; their scores are drawn.
+        evaluators: those that have run; see marginface.evaluators for what they may leave.
         mesh: the devices of the run.
         seconds: how long it took.
         command: what to type to run it again.
-        separability: Sep_i of every class, if there are prototypes.
-        groupings: evaluators of latent groups, if there are groups.
         walk: what loss.precision and loss.chunk_size came to, if classes are walked over.
     """
     from marginface.report.run import plots
 
-    config_json = (workdir / "config.json").read_text(encoding="utf-8")
-    records = metrics.read_lines(workdir / "metrics.jsonl")
+    config_json = (workdir / run_folder.CONFIG).read_text(encoding="utf-8")
+    records = read_lines(workdir / run_folder.METRICS)
     training = [record for record in records if "loss/total" in record]
     figures = {k: v for k, v in (training or [{}])[-1].items() if k != "step"}
     untrained = {k: v for record in records if record["step"] == 0 for k, v in record.items()}
@@ -67,16 +62,18 @@ def report(
         untrained={k: v for k, v in untrained.items() if k in results},
     )
     write_summary(workdir, summary)
-    if separability is not None:
-        np.save(workdir / "separability.npy", separability)
-    pictures = plots.draw(
-        workdir, records, evaluators, separability=separability, groupings=groupings
-    )
+    pictures = plots.draw(workdir, records)
+    for evaluator in evaluators:
+        if hasattr(evaluator, "arrays"):
+            for name, array in evaluator.arrays().items():
+                np.save(workdir / f"{name}.npy", array)
+        if hasattr(evaluator, "pictures"):
+            pictures += evaluator.pictures(workdir / run_folder.PLOTS)
     config = json.loads(config_json)
     write_page(
         workdir, summary, title=workdir.name, command=command, config=config, pictures=pictures
     )
-    print(f"\n{final_table(summary)}\n\nreport: {workdir / 'summary.md'}", flush=True)
+    print(f"\n{final_table(summary)}\n\nreport: {workdir / run_folder.PAGE}", flush=True)
 
 
 def summarise(
@@ -98,7 +95,6 @@ def summarise(
         walk: what loss.precision and loss.chunk_size came to, see objective.walk.
         untrained: the same evaluation before the first step.
     """
-    device = mesh.devices.flat[0]
     return {
         **figures,
         **{_UNTRAINED + name: value for name, value in (untrained or {}).items()},
@@ -106,10 +102,7 @@ def summarise(
         "config/hash": config_hash,
         **{f"config/{name}": value or 0 for name, value in (walk or {}).items()},
         "commit": provenance.commit(),
-        "device/kind": device.device_kind,
-        "device/platform": device.platform,
-        "device/count": mesh.size,
-        "device/processes": jax.process_count(),
+        **provenance.devices(mesh),
         **provenance.versions(),
     }
 
@@ -118,7 +111,7 @@ def write_summary(workdir: pathlib.Path, summary: Mapping[str, Any]) -> None:
     """Writes <workdir>/summary.json, whole or not at all; what is not finite becomes null."""
     broken = {k: None for k, v in _figures(summary).items() if not _is_finite(v)}
     text = json.dumps({**summary, **broken}, indent=2, allow_nan=False)
-    write_atomically(workdir / "summary.json", text + "\n")
+    write_atomically(workdir / run_folder.SUMMARY, text + "\n")
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
@@ -187,7 +180,7 @@ def write_page(
         lines += [f"![{path.stem}]({relative})", "", caption, ""]
     settings = [f"{k} = {v}" for k, v in sorted(dotted(config).items())]
     lines += ["## Settings", "", "```text", *settings, "```", ""]
-    write_atomically(workdir / "summary.md", "\n".join(lines))
+    write_atomically(workdir / run_folder.PAGE, "\n".join(lines))
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,12 +218,12 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for name in names:
         before = summary.get(_UNTRAINED + name)
         cells = ["" if before is None else _text(name, before)] if baseline else []
-        rows.append([name, *cells, _with_error(summary, name), meanings.meaning(name)[1]])
+        rows.append([name, *cells, _with_error(summary, name), meanings.of(name).line])
     return rows
 
 
 def _text(name: str, value: float | None) -> str:
-    return "not finite" if not _is_finite(value) else meanings.meaning(name)[0].format(value)
+    return "not finite" if not _is_finite(value) else meanings.of(name).format.format(value)
 
 
 def _with_error(summary: Mapping[str, Any], name: str) -> str:
