@@ -160,9 +160,16 @@ _EVALS = {  # what versions without config.evals measured
 }
 
 
+_TARGETS = {"arc": "additive_angular", "cos": "additive_cosine"}  # elasticface's earlier words
+
+
 def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config of an earlier version, nested, as this version has them."""
-    return ({"evals": _EVALS} if "evaluate" in values else {}) | dict(values)
+    values = ({"evals": _EVALS} if "evaluate" in values else {}) | dict(values)
+    match values.get("loss"):
+        case {"name": "elasticface", "kw": {"target": "arc" | "cos" as word}} as loss:
+            values["loss"] = loss | {"kw": loss["kw"] | {"target": _TARGETS[word]}}
+    return values
 
 
 def from_json(text: str) -> Config:

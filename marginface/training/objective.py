@@ -497,17 +497,17 @@ def _margin(config: Config) -> Callable[[Hyper, Array], margins.Margin] | None:
     loss = config.loss
     if not (name := loss.get("margin")):
         return None
-    if lookup.is_path(name):
-        margin_of = lookup.from_path(name, "loss.margin", table="MARGINS")
-    else:
-        margin_of = lookup.find(margins.MARGINS, name, "loss.margin")
+    key, own = "loss.margin", lookup.is_path(name)
+    margin_of = (
+        lookup.from_path(name, key, "MARGINS") if own else lookup.find(margins.MARGINS, name, key)
+    )
     if not callable(margin_of):
-        raise ValueError(f"loss.margin={name!r} is no function")
+        raise ValueError(f"{key}={name!r} is no function")
     cosines = list(inspect.signature(margin_of).parameters)[:1]
     lookup.check_arguments(margin_of, loss.margin_kw, "loss.margin_kw", cosines)
 
     def margin(hyper: Hyper, step: Array) -> margins.Margin:
-        psi = partial(margin_of, **hyper["margin"])
+        psi: Any = partial(margin_of, **hyper["margin"])
         if loss.detach:
             psi = margins.detach(psi)
         if hyper["anneal"]:
