@@ -136,16 +136,22 @@ def _what(error: Exception) -> str:
 
 
 def check_arguments(
-    function: Callable, kwargs: Iterable[str], key: str, given: Iterable[str] = ()
+    function: Callable,
+    kwargs: Iterable[str],
+    key: str,
+    given: Iterable[str] = (),
+    *,
+    by_name: bool = False,
 ) -> None:
     """Raises a one-line ValueError unless `kwargs` are exactly what `function` still asks for.
 
-    `given` are arguments that it gets from elsewhere.
+    `given` are arguments that it gets from elsewhere. So are, unless it is called `by_name`, all
+    that may be given by position.
     """
     parameters = {
         n: p
         for n, p in inspect.signature(function).parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if p.kind == p.KEYWORD_ONLY or (by_name and p.kind == p.POSITIONAL_OR_KEYWORD)
     }
     called, given = getattr(function, "__name__", "the function"), set(given)
     for name in kwargs:

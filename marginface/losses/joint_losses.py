@@ -248,8 +248,8 @@ def magnitude(
     Args:
         embeddings: x.
         labels: not looked at.
-        lower: the smallest norm told apart from smaller ones; 10 in the paper.
-        upper: the largest one, where g has its minimum; 110 in the paper.
+        lower: smaller norms count as this one; 10 in the paper.
+        upper: larger norms count as this one, at which g is least; 110 in the paper.
 
     Returns:
         One loss per example.

@@ -442,7 +442,7 @@ def _class_loss(config: Config, chunk_size: int | None) -> _Term:
         if key in takes and takes[key].default is inspect.Parameter.empty and key not in loss:
             raise ValueError(f"loss.{key} is missing: {name} needs it")
     given = {"margin", "scale", "similarity", "chunk_size", *Inputs._fields, *found.outputs}
-    lookup.check_arguments(found.function, loss.kw, "loss.kw", given)
+    lookup.check_arguments(found.function, loss.kw, "loss.kw", given, by_name=True)
     found = found._replace(
         rows=found.rows or similarity.rows, cosine=found.cosine and similarity.cosine
     )
@@ -454,7 +454,8 @@ def _term(config: Config, section: str, name: str, kw: Config, between: int | No
     key, named = f"{section}.{name}", kw.get("name", name)
     found = _find(MODULES[section].LOSSES, named, f"{key}.name" if "name" in kw else section)
     own = {k: v for k, v in kw.items() if k not in _OF_TERMS}
-    lookup.check_arguments(found.function, own, key, {*Inputs._fields, *found.outputs})
+    given = {*Inputs._fields, *found.outputs}
+    lookup.check_arguments(found.function, own, key, given, by_name=True)
     if "weight" not in kw:
         raise ValueError(f"{key}.weight is missing: every term needs one")
     for number in ("weight", "begin", "end"):
@@ -503,8 +504,7 @@ def _margin(config: Config) -> Callable[[Hyper, Array], margins.Margin] | None:
     )
     if not callable(margin_of):
         raise ValueError(f"{key}={name!r} is no function")
-    cosines = list(inspect.signature(margin_of).parameters)[:1]
-    lookup.check_arguments(margin_of, loss.margin_kw, "loss.margin_kw", cosines)
+    lookup.check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
 
     def margin(hyper: Hyper, step: Array) -> margins.Margin:
         psi: Any = partial(margin_of, **hyper["margin"])
