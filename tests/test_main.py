@@ -1,6 +1,9 @@
 """Each bad input ends in one line that says what to do, with exit code 2 and nothing written."""
 
 import io
+import os
+import subprocess
+import sys
 import zipfile
 
 import jax
@@ -123,6 +126,14 @@ def test_each_experiment_and_variant_has_its_own_folder():
         ([EXPERIMENT, "--config.evaluate.batch_size=-4"], "config.evaluate.batch_size=-4"),
         ([EXPERIMENT, "--config.seed=3000000000"], "config.seed=3000000000: give 0 to 2147483647"),
         ([EXPERIMENT, "--config.model.kw.dropout=2"], "dropout=2.0: give 0.0 to 0.99"),
+        (
+            ["--config=experiments/groupface.py", "--config.model.kw.backbone_kw.dropout=2.0"],
+            "config.model.kw.backbone_kw.dropout=2.0: give 0.0 to 0.99",
+        ),
+        (
+            ["--config=experiments/groupface.py", "--config.model.kw.backbone_kw.dtype=half"],
+            "config.model.kw.backbone_kw.dtype='half' is unknown",
+        ),
         ([EXPERIMENT, "--config.data.kw.folds=1"], "config.data.kw.folds=1: give 2 or more"),
         ([EXPERIMENT, "--config.loss.chunk_size=-1"], "config.loss.chunk_size=-1"),
         ([EXPERIMENT, "--config.loss.precision=half"], "loss.precision='half' is unknown"),
@@ -250,3 +261,77 @@ def test_a_lost_peer_is_a_crash_and_no_mistake_of_the_user(tmp_path, monkeypatch
     monkeypatch.setattr("jax.process_count", lambda: 1)
     with pytest.raises(ValueError, match="Gloo"):
         main.run([EXPERIMENT, f"--workdir={tmp_path / 'run'}"])
+
+
+def test_an_experiment_without_a_file_here_is_the_packaged_one(tmp_path, monkeypatch, capsys):
+    here = configs.load("experiments/arcface.py:data=small")
+    assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path)
+    configs._say_packaged.cache_clear()
+    for _ in range(2):
+        assert configs.load("experiments/arcface.py:data=small") == here
+    assert capsys.readouterr().err.splitlines() == [
+        "marginface: no experiments/arcface.py here: the one that comes with marginface is used"
+    ]
+    with pytest.raises(FileNotFoundError, match=r"arcfase\.py; did you mean 'arcface\.py'"):
+        configs.load("experiments/arcfase.py")
+    with pytest.raises(FileNotFoundError, match="no experiments in else"):
+        configs.load("else/arcface.py")
+
+
+def experiments_with(folder, scale):
+    """A folder of experiments whose common.py has another scale."""
+    folder.mkdir(parents=True)
+    own = folder / "common.py"
+    own.write_text(f"def base(arg): ...\ndef scale(): return {scale}\n")
+    (folder / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "from experiments import common\n"
+        "def get_config(arg=None):\n"
+        "    from experiments import common as late\n"
+        "    assert late is common\n"
+        "    return ConfigDict({'scale': common.scale()})\n"
+        "def sweep(add, arg=None):\n"
+        "    from experiments import common as late\n"
+        "    add({'scale': late.scale()})\n"
+    )
+    return str(folder / "mine.py")
+
+
+def test_experiments_of_two_folders_do_not_mix(tmp_path, monkeypatch):
+    first = experiments_with(tmp_path / "a", 1.0)
+    second = experiments_with(tmp_path / "b" / "experiments", 2.0)
+    modules = [configs.find_experiment(file)[0] for file in (first, second, first)]
+    assert [module.get_config().scale for module in modules] == [1.0, 2.0, 1.0]
+    points = []
+    for module in modules:
+        module.sweep(points.append)
+    assert [point["scale"] for point in points] == [1.0, 2.0, 1.0]
+    assert configs.load("experiments/arcface.py").loss.scale == 24.0
+    from experiments import common
+
+    assert not hasattr(common, "scale")
+    assert [module.get_config().scale for module in modules] == [1.0, 2.0, 1.0]
+    monkeypatch.chdir(tmp_path / "b")
+    assert configs.load("experiments/mine.py").scale == 2.0
+    # A file elsewhere belongs to the experiments of the working directory.
+    elsewhere = tmp_path / "mine.py"
+    elsewhere.write_text((tmp_path / "b" / "experiments" / "mine.py").read_text())
+    assert configs.load(str(elsewhere)).scale == 2.0
+
+
+def test_experiments_need_not_be_importable(tmp_path):
+    """As with the console script, which has no working directory on sys.path."""
+    program = (
+        "import sys; sys.path.pop(0); sys.path.append(sys.argv.pop())\n"
+        "from marginface import config\n"
+        "assert config.load('experiments/arcface.py').loss.margin == 'additive_angular'\n"
+        "assert not [name for name in sys.modules if name.startswith('experiments')]\n"
+    )
+    root = tmp_path / "package"
+    root.mkdir()
+    (root / "marginface").symlink_to(configs.CLONE / "marginface")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    words = [sys.executable, "-c", program, str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

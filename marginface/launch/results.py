@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from marginface import command
+from marginface import config as configs
 from marginface.command import Parser
 from marginface.report.study import tables
 from marginface.report.study.comparison import cited, compare, problems
@@ -25,7 +26,7 @@ from marginface.runs.files import write_atomically
 
 __all__ = ["Row", "gather", "read_csv", "settings", "stale", "update"]
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = configs.CLONE or pathlib.Path()
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -85,9 +86,9 @@ def _for_page(options: argparse.Namespace, path: pathlib.Path, rows: Sequence[Ro
 
 
 def _shown(path: pathlib.Path) -> str:
-    """The path from the repository's root, where it lies in it."""
-    inside = path.resolve().is_relative_to(ROOT)
-    return path.resolve().relative_to(ROOT).as_posix() if inside else path.as_posix()
+    """The path from the clone's root, or the working directory, where it lies in it."""
+    inside = path.resolve().is_relative_to(ROOT.resolve())
+    return path.resolve().relative_to(ROOT.resolve()).as_posix() if inside else path.as_posix()
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -103,11 +103,13 @@ def experiments(words: Sequence[str], variant: str = "") -> list[str]:
     found = []
     for word in words:
         folder = pathlib.Path(word)
-        if folder.is_dir():
-            files = [f for f in sorted(folder.glob("*.py")) if "def get_config" in f.read_text()]
-            if not files:
+        packaged = folder == pathlib.Path("experiments") and not folder.exists()
+        if folder.is_dir() or packaged:
+            files = sorted((configs.PACKAGED if packaged else folder).glob("*.py"))
+            names = [f.name for f in files if "def get_config" in f.read_text(encoding="utf-8")]
+            if not names:
                 raise ValueError(f"--config {word}: no file in it has a get_config")
-            found += map(str, files)
+            found += [str(folder / name) for name in names]
         else:
             found.append(word)
     return [f"{w}:{variant}" if variant and w.endswith(".py") else w for w in found]
