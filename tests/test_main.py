@@ -2,8 +2,11 @@
 
 import io
 import os
+import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import jax
@@ -14,6 +17,7 @@ from PIL import Image
 
 from marginface import build, main, train
 from marginface import config as configs
+from marginface.commands import __main__ as commands
 from marginface.evaluators.common import NotFiniteError
 
 EXPERIMENT = "--config=experiments/arcface_regular.py"
@@ -323,7 +327,7 @@ def test_experiments_of_two_folders_do_not_mix(tmp_path, monkeypatch):
 def test_experiments_need_not_be_importable(tmp_path):
     """As with the console script, which has no working directory on sys.path."""
     program = (
-        "import sys; sys.path.pop(0); sys.path.append(sys.argv.pop())\n"
+        "import sys; sys.path[0] = sys.argv.pop()\n"
         "from marginface import config\n"
         "assert config.load('experiments/arcface.py').loss.margin == 'additive_angular'\n"
         "assert not [name for name in sys.modules if name.startswith('experiments')]\n"
@@ -335,3 +339,90 @@ def test_experiments_need_not_be_importable(tmp_path):
     words = [sys.executable, "-c", program, str(root)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def console(capsys, *words):
+    """Exit code, stdout and stderr of `marginface WORDS`."""
+    code = 0
+    try:
+        commands.main(words)
+    except SystemExit as left:
+        code = left.code or 0
+    return code, *capsys.readouterr()
+
+
+def test_the_commands_are_listed_one_a_line(capsys):
+    code, out, _ = console(capsys)
+    assert (code, out) == console(capsys, "--help")[:2] == (0, out)
+    for name, line in commands.COMMANDS.items():
+        assert f"    {name:8} {line}\n" in out
+    folder = pathlib.Path(commands.__file__).parent
+    assert {file.stem for file in folder.glob("[!_]*.py")} == set(commands.COMMANDS)
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_the_list_of_commands_imports_little():
+    program = "import sys\nfrom marginface.commands.__main__ import main\nmain([])\n"
+    program += "print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    assert not loaded & {"jax", "numpy", "ml_collections", "matplotlib", "orbax"}
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_is_one_screen_with_an_example_and_exit_codes(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
+    for key in ("XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.setenv(key, os.environ.get(key, ""))  # put back what tuning sets
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    code, out, _ = console(capsys, name, "--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 50
+    assert re.search(rf"^ *marginface {name} ", out, re.MULTILINE)
+    assert "Exit codes: 0 " in out.replace("\n", " ")
+    assert f"usage: marginface {name}" in out
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    code, out, err = console(capsys, "trian")
+    assert (code, out) == (2, "")
+    assert err.startswith("marginface: no command 'trian'; did you mean 'train'?")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    code, out, _ = console(capsys, "--version")
+    with (configs.CLONE / "pyproject.toml").open("rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+    assert (code, out.split()[:2]) == (0, ["marginface", version])
+
+
+def test_init_copies_the_experiments_and_writes_over_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert console(capsys, "init")[0] == 0
+    for file in configs.PACKAGED.glob("*.py"):
+        assert (tmp_path / "experiments" / file.name).read_bytes() == file.read_bytes()
+    text = (tmp_path / "experiments" / "arcface.py").read_text()
+    (tmp_path / "experiments" / "arcface.py").write_text(text.replace("small=0.3", "small=0.2"))
+    assert configs.load("experiments/arcface.py:data=small").loss.margin_kw.m == 0.2
+    code, _, err = console(capsys, "init", "experiments")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "marginface: experiments/__init__.py is there: give a folder without __init__.py",
+    )
+    assert "small=0.2" in (tmp_path / "experiments" / "arcface.py").read_text()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "softmax.py").touch()
+    assert console(capsys, "init", "other")[0] == 2
+    assert len(list((tmp_path / "other").iterdir())) == 1
+
+
+def test_train_is_the_plain_command(tmp_path, capsys, monkeypatch):
+    got = []
+    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("marginface.main.run", lambda argv: got.append(argv) or 75)
+    assert console(capsys, "train", EXPERIMENT, "--config.seed=1")[0] == 75
+    assert got == [[EXPERIMENT, "--config.seed=1"]]
