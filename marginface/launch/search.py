@@ -44,7 +44,7 @@ BACKENDS = [name for name, backend in engines.BACKENDS.items() if backend.waits]
 _ENDED = ("done", "diverged")
 _DIGITS = 4  # of a value tried: it is typed and read
 
-Runner = Callable[[Sequence[Unit]], None]
+Runner = Callable[[Sequence[Unit]], object]
 Values = dict[str, Any]
 
 
