@@ -9,7 +9,7 @@ import pytest
 
 import marginface
 
-pytestmark = pytest.mark.smoke
+pytestmark = [pytest.mark.smoke, pytest.mark.exhaustive]
 
 SMALL = (*commands.SMALL, "--config.steps=20", "--config.evaluate.every=0", "--config.log_every=1")
 
