@@ -143,7 +143,7 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
         hint = nearest(path.name, siblings) if siblings else f"no experiments in {path.parent}"
         raise FileNotFoundError(f"no config file {path}; {hint}")
     if found != path:
-        _say_packaged(path)
+        _say_packaged(path if path.parent.is_dir() else path.parent)
     spec = importlib.util.spec_from_file_location(found.stem, found)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
@@ -205,11 +205,8 @@ def _experiments(folder: pathlib.Path) -> Generator[None]:
 
 @functools.cache
 def _say_packaged(path: pathlib.Path) -> None:
-    print(
-        f"marginface: no {path} here: the one that comes with marginface is used",
-        file=sys.stderr,
-        flush=True,
-    )
+    what = f"no {path} here: what comes with marginface under that name is used"
+    print(f"marginface: {what}", file=sys.stderr, flush=True)
 
 
 def load(config_flag: str) -> Config:

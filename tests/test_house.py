@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+from marginface.runs import folder as run_folder
+
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
 CORE = (
     *(f"losses.{name}" for name in ("margins", "similarity", "class_softmax", "class_losses")),
@@ -38,6 +40,7 @@ STOREYS = (
 # Rooms and files that know a config; nothing below them does.
 MAY_KNOW_CONFIGS = {"main.py", "command.py", "train.py", "build.py", "config.py"}
 MAY_KNOW_CONFIGS |= {"training/objective.py", "training/step.py", "runs/folder.py", "runs/plan.py"}
+MAY_KNOW_CONFIGS |= {"runs/record.py", "runs/trained.py"}
 MAY_KNOW_CONFIGS |= {"clean/", "commands/", "launch/", "report/"}
 
 
@@ -154,6 +157,21 @@ def test_configs_stop_at_the_top():
         )
         name = path.relative_to(PACKAGE).as_posix()
         assert not imports or name.startswith(tuple(MAY_KNOW_CONFIGS)), (path, imports)
+
+
+def test_file_names_of_run_folders_stand_in_one_module():
+    files = {value for value in vars(run_folder).values() if isinstance(value, str)}
+    files = {f for f in files if re.fullmatch(r"[\w/]+\.[a-z]+", f)}
+    folders = {run_folder.CHECKPOINTS, run_folder.PLOTS}
+    assert {"config.json", "summary.json", "summary.md", "metrics.jsonl", "log.txt"} <= files
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        prose = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in prose:
+                spelled = files & set(re.split(r"[\s/:]", node.value))
+                spelled |= folders & set(node.value.split("/"))
+                assert not spelled or path == PACKAGE / "runs/folder.py", (path, node.lineno)
 
 
 def test_no_real_face_or_weight_file_lives_in_the_repository():

@@ -275,8 +275,11 @@ def test_an_experiment_without_a_file_here_is_the_packaged_one(tmp_path, monkeyp
     for _ in range(2):
         assert configs.load("experiments/arcface.py:data=small") == here
     assert capsys.readouterr().err.splitlines() == [
-        "marginface: no experiments/arcface.py here: the one that comes with marginface is used"
+        "marginface: no experiments here: what comes with marginface under that name is used"
     ]
+    (tmp_path / "experiments").mkdir()
+    assert configs.load("experiments/arcface.py:data=small") == here
+    assert "marginface: no experiments/arcface.py here: what comes" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"arcfase\.py; did you mean 'arcface\.py'"):
         configs.load("experiments/arcfase.py")
     with pytest.raises(FileNotFoundError, match="no experiments in else"):
