@@ -99,6 +99,8 @@ def test_the_version_is_the_wheels(place):
 
 def test_an_experiment_that_is_not_here_trains(place):
     arguments = [*TINY, "--config.steps=20", "--config.evaluate.every=0"]
+    (place.folder / "own.py").write_text("def margin(c, *, m):\n    return c - m\n")
+    arguments += ["--config.loss.margin=own:margin"]
     words = ["train", "--config", "experiments/arcface_regular.py", *arguments]
     said = place("marginface", *words, "--workdir=runs/one").stderr
     assert said.count("no experiments here: what comes with marginface") == 1

@@ -28,7 +28,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the subcommand that `argv`, or else the process's arguments, begins with."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if argv is None:
+        sys.path.append("")  # as with python -m, modules of one's own lie in the working directory
+        argv = sys.argv[1:]
+    name, *rest = argv or ["--help"]
     if name in COMMANDS:
         importlib.import_module(f"marginface.commands.{name}").main(rest)
     elif name in ("-h", "--help"):
