@@ -33,6 +33,15 @@ def mesh8():
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Keeps what the commands that tests start compile, for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data():
     """The folder of real faces beside the checkout, or a skip that says so."""
     if not SHARED.is_dir():

@@ -19,7 +19,7 @@ from experiments import common
 from marginface import build, sharding
 from marginface import config as configs
 from marginface.losses import margins
-from marginface.report import published, statistics
+from marginface.report.study import published, statistics
 from marginface.training import objective
 
 FILES = sorted(
