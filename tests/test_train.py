@@ -167,9 +167,7 @@ def test_two_processes_train_and_evaluate_as_one(eight, on_photos, tmp_path, cac
         port = free.getsockname()[1]
     workdir = tmp_path / "two"
     flags = [*on_photos, f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}"]
-    both = [
-        start(*flags, "--num_processes=2", f"--process_id={i}", cache=cache) for i in (0, 1)
-    ]
+    both = [start(*flags, "--num_processes=2", f"--process_id={i}", cache=cache) for i in (0, 1)]
     for process in both:
         finish(process)
     one_process = tmp_path / "one"
