@@ -49,8 +49,17 @@ def shared_data():
     return SHARED
 
 
-# Files of minutes, which no process may begin last.
-LONGEST_FIRST = ("test_train", "test_slurm", "test_together", "test_class_losses", "test_search")
+# Files of most of a minute or more, which no process may begin last.
+LONGEST_FIRST = (
+    "test_slurm",
+    "test_earlier_runs",
+    "test_train",
+    "test_class_losses",
+    "test_experiments",
+    "test_together",
+    "test_step",
+    "test_search",
+)
 
 
 def pytest_collection_modifyitems(items):
