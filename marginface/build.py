@@ -40,10 +40,10 @@ def total_steps(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> int:
 
 def load_data(config: Config) -> tuple[Faces, dict[str, Pairs]]:
     """The training set and the test sets that config.data names; or validation in their place."""
-    reader = lookup.find_module(readers, config.data.name, "load", "data.name")
+    load = lookup.find_module(readers, config.data.name, "load", "data.name").load
     arguments = config.data.kw.to_dict()
-    lookup.check_arguments(reader.load, arguments, "data.kw")
-    faces, test_sets = reader.load(**arguments)
+    lookup.check_arguments(load, arguments, "data.kw")
+    faces, test_sets = load(**arguments)
     if path := config.data.get("cleaned"):  # which a config of an earlier version may lack
         faces = cleaned.relabel(faces, path)
     if identities := config.data.get("held_out"):
@@ -121,13 +121,13 @@ def walk_of(config: Config, faces: Faces, mesh: jax.sharding.Mesh) -> dict[str, 
 
 def make_model(config: Config) -> Any:
     """The network that config.model names, its arguments checked."""
-    module = lookup.find_module(models, config.model.name, "Model", "model.name")
-    known = {f.name for f in dataclasses.fields(module.Model)} - {"parent", "name"}
+    model = lookup.find_module(models, config.model.name, "Model", "model.name").Model
+    known = {f.name for f in dataclasses.fields(model)} - {"parent", "name"}
     for key in config.model.kw:
         if key not in known:
             hint = lookup.nearest(key, known)
             raise ValueError(f"model.kw.{key} is not an argument of {config.model.name}; {hint}")
-    return module.Model(embedding_dim=config.model.embedding_dim, **config.model.kw)
+    return model(embedding_dim=config.model.embedding_dim, **config.model.kw)
 
 
 class Evaluators(NamedTuple):
@@ -197,7 +197,7 @@ def make_score(config: Config) -> verification.Score | None:
         features = config.pairs.siamese.features
         learned = jax.jit(partial(pair_losses.siamese_score, features=features))
         return lambda state, x, first, second: np.asarray(
-            learned(state["params"]["terms"]["siamese"], x[first], x[second])
+            learned(state["params"]["terms"]["pairs.siamese"], x[first], x[second])
         )
     return None
 
@@ -232,9 +232,9 @@ def image_shape_of(
     return height, width, channels
 
 
-def make_embed(steps: step.Step, pairs: Pairs, mesh: jax.sharding.Mesh) -> Any:
+def make_embed(steps: step.Step, data: Faces | Pairs, mesh: jax.sharding.Mesh) -> Any:
     """(state, batch of records, the same in every process) → embeddings [b, d]."""
-    to_images = _on_device(pairs.to_images, mesh)
+    to_images = _on_device(data.to_images, mesh)
 
     def embed(state: step.State, batch: dict[str, np.ndarray]) -> Any:
         return steps.embed(state, to_images(sharding.put_global_batch(mesh, batch)))

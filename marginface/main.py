@@ -6,7 +6,6 @@ Exit codes: 0 done; 75 checkpointed, run the same command again; 2 config or inp
 
 import argparse
 import errno
-import hashlib
 import os
 import pathlib
 import re
@@ -21,6 +20,7 @@ from absl import logging
 from marginface import config as configs
 from marginface import runtime
 from marginface.command import DIVERGED, DONE, INPUT_ERROR, RUN_AGAIN, Parser
+from marginface.runs import plan
 
 _PEER_LOST = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED)\b"
 
@@ -59,11 +59,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def default_workdir(config: str, overrides: dict[str, str]) -> pathlib.Path:
     """runs/<experiment>[-<variant>][-<digest of the overrides>]: the same command resumes."""
-    file, variant = configs.parts(config)
-    name = re.sub(r"[^\w.=-]+", "-", "-".join(filter(None, (file.stem, variant))))
-    if overrides:
-        name += "-" + hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:6]
-    return pathlib.Path("runs") / name
+    return pathlib.Path("runs") / plan.folder_name(config, overrides, of_one_run=True)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -545,12 +545,12 @@ def test_what_a_loss_starts_with():
     )
     for num_classes in (2, 400, 1_000_000):
         given = {"m": 0.4, "scale": 40.0, "balance": 0.7, "power": 3.0}
-        bias = float(class_losses.sphereface2_learned(num_classes, **given)["bias"])
+        bias = float(class_losses.sphereface2_start(num_classes, **given)["bias"])
         g = 2 * 0.5**3 - 1
         pull = 0.7 / (1 + math.exp(40 * (g - 0.4) + bias))
         push = 0.3 * (num_classes - 1) / (1 + math.exp(-(40 * (g + 0.4) + bias)))
         assert pull == pytest.approx(push, rel=1e-3)
-    bias = class_losses.uniface_learned(400, sample_rate=0.5)["bias"]
+    bias = class_losses.uniface_start(400, sample_rate=0.5)["bias"]
     assert float(bias) == pytest.approx(math.log(2000), rel=1e-6)
 
 

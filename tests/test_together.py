@@ -82,9 +82,9 @@ def test_fifty_steps_together_are_fifty_steps_alone(tmp_path, monkeypatch):
     """Two seeds, two margins, two weights, four units on each of two devices; one program."""
     many = expand(tmp_path, steps=50)
     compilations = []
-    compile_step = together._Group._step
+    compile_step = together._Program._step
     monkeypatch.setattr(
-        together._Group,
+        together._Program,
         "_step",
         lambda self, width: compilations.append(width) or compile_step(self, width),
     )

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_sweep
 
+from marginface import main
 from marginface.launch import units
 from marginface.runs import folder as run_folder
 from marginface.runs import plan
@@ -37,7 +38,6 @@ def test_every_point_with_every_seed_named_by_its_overrides(tmp_path):
 
 def test_the_command_is_the_one_a_user_would_type(tmp_path):
     from marginface import config as configs
-    from marginface import main
 
     unit = expand(tmp_path)[3]
     assert unit.command()[:3] == ["python", "-m", "marginface.main"]
@@ -64,6 +64,23 @@ def test_changes_hold_for_all_units_and_have_a_folder_of_their_own(tmp_path):
     assert tracked[0].folder == plain[0].folder
     with pytest.raises(ValueError, match=r"--config\.loss\.margin_kw\.m: .* use --filter"):
         expand(tmp_path, changes={"loss.margin_kw.m": "0.1"})
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "sweep", "one_run"),
+    [
+        ("", {}, "arcface", "arcface"),
+        (":data=lfw,dim=8", {}, "arcface-data=lfw,dim=8", "arcface-data=lfw-dim=8"),
+        (":root=../a b", {}, "arcface-root=..-a-b", "arcface-root=..-a-b"),
+        ("", {"loss.scale": "8.0"}, "arcface-8683ef", "arcface-8683ef"),
+        ("", {"tensorboard": "True"}, "arcface", "arcface-42a900"),
+    ],
+)
+def test_run_folders_have_the_names_they_always_had(variant, changes, sweep, one_run):
+    experiment = f"experiments/arcface.py{variant}"
+    assert plan.folder_name(experiment, changes) == sweep
+    assert plan.folder_name(experiment, changes, of_one_run=True) == one_run
+    assert main.default_workdir(experiment, changes).as_posix() == f"runs/{one_run}"
 
 
 def test_a_seed_of_its_own_runs_once(tmp_path):

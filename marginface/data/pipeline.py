@@ -105,10 +105,6 @@ class TrainIterator(Iterator[Batch]):
         # Workers hand over views of shared memory, which must not outlive the interpreter's end.
         return {key: np.array(value) for key, value in batch.items()} if self._workers else batch
 
-    def get_state(self) -> dict[str, int]:
-        """Returns {"step": number of the next step}."""
-        return {"step": self._step}
-
     def set_state(self, state: dict[str, int]) -> None:
         """Continues at state["step"]; what was read ahead is dropped."""
         step = operator.index(state["step"])
@@ -161,7 +157,7 @@ def train_iterator(
       images_per_identity: K, 2 or more; 0 takes any images.
 
     Returns:
-      An iterator of dicts of arrays [b, ...]; get_state and set_state hold its position.
+      An iterator of dicts of arrays [b, ...]; set_state moves it to another step.
 
     Raises:
       ValueError: batch size, counts or seed out of range, no examples, or too few identities.

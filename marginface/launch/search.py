@@ -31,10 +31,10 @@ from marginface import command, lookup, runtime
 from marginface import config as configs
 from marginface.command import Parser
 from marginface.config import Config
-from marginface.launch import units as sweeps
 from marginface.launch.sweep import check_folders
 from marginface.launch.units import Unit
 from marginface.runs import folder as run_folder
+from marginface.runs import plan
 from marginface.runs.files import write_atomically
 
 SEARCH = "search.json"
@@ -182,7 +182,7 @@ class Search:
             raise ValueError(f"--config.{clash[0]}: the search of {experiment} sets it itself")
         known = configs.dotted(config)
         self._defaults = {key: known[key] for key in self.ranges}
-        self.folder = root / sweeps.folder_name(experiment, self._common) / "search"
+        self.folder = root / plan.folder_name(experiment, self._common) / "search"
         self.trials: list[dict[str, Any]] = []
         self.test: dict[str, dict[str, float] | None] = {}
         if (self.folder / SEARCH).exists():
@@ -344,7 +344,7 @@ def search(searches: Sequence[Search], *, trials: int, seeds: int, run: Runner) 
 
 def accuracies(folder: pathlib.Path) -> dict[str, float]:
     """{test set: accuracy} of a complete run."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / run_folder.SUMMARY).read_text(encoding="utf-8"))
     return {
         key.removesuffix("/accuracy"): value
         for key, value in summary.items()

@@ -125,7 +125,7 @@ def check_folders(units: Sequence[Unit]) -> None:
                 f"{folder} would hold {count} units: give each experiment once, or rename a file"
             )
     for unit in units:
-        path = unit.folder / "config.json"
+        path = unit.folder / run_folder.CONFIG
         if path.exists() and (changed := run_folder.differing(path, configs.to_json(unit.config))):
             raise ValueError(
                 f"{unit.folder} holds a run with another config ({', '.join(changed[:3])}): "

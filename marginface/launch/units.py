@@ -6,7 +6,6 @@ A unit is always the plain command a user would type, in a run folder of its own
     ROOT/<experiment>[-<variant>]/<unit>/               a run folder
 """
 
-import hashlib
 import itertools
 import pathlib
 import re
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 from marginface import config as configs
 from marginface import lookup
 from marginface.config import Config
-from marginface.runs import folder as run_folder
 from marginface.runs import plan
 
 
@@ -44,7 +42,7 @@ class Unit(NamedTuple):
         return [*words, "--workdir", str(self.folder)]
 
     def origin(self) -> dict[str, Any]:
-        """What the plain command leaves as origin.json."""
+        """What the plain command writes to origin.json."""
         path, variant = configs.parts(self.experiment)
         return {
             "experiment": path.stem,
@@ -89,7 +87,7 @@ def expand(
     common = configs.from_text(configs.load(experiment), changes or {})
     if clash := sorted(common.keys() & set(keys)):
         raise ValueError(f"--config.{clash[0]}: the sweep of {experiment} varies it; use --filter")
-    folder = root / folder_name(experiment, common)
+    folder = root / plan.folder_name(experiment, common)
     units: dict[str, Unit] = {}
     for seed, point in itertools.product(range(seeds), points):
         own = dict(point)
@@ -110,17 +108,6 @@ def expand(
             raise ValueError(f"{experiment}, sweep: {name} stands there twice")
         units[name] = Unit(name, experiment, overrides, config, folder / name)
     return _filtered(list(units.values()), filters)
-
-
-def folder_name(experiment: str, changes: Mapping[str, Any] | None = None) -> str:
-    """<experiment>[-<variant>][-<digest of the changes>], fit for a file system."""
-    path, variant = configs.parts(experiment)
-    words = [path.stem, *([variant] if variant else [])]
-    # Where results go and how they are tracked makes no other sweep.
-    changes = {k: v for k, v in (changes or {}).items() if not k.startswith(run_folder.MAY_CHANGE)}
-    if changes:
-        words.append(hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6])
-    return re.sub(r"[^\w.=,+-]+", "-", "-".join(words))
 
 
 def _text(value: Any) -> str:

@@ -7,13 +7,13 @@ z_i is s·ψ(cos θ_iy) with the loss's own margin. All walk over the classes wi
 each is dense, chunked, sharded, sampled and padded alike; with `axis_name`, call them inside
 jax.shard_map with embeddings and labels replicated and the classes sharded.
 
-Common arguments, not told again below: embeddings x [b, d] of any norm, labels y [b], the classes
+Arguments that all have: embeddings x [b, d] of any norm, labels y [b], the classes
 held here with rows [c, d], the scale s, chunk_size (classes at a time, None for all at once),
 precision (of the products with the other classes; the target's cosine is float32 always) and
 axis_name (the mesh axis over which the classes are sharded, if any). Every number may be a traced
 value. All return `ClassLoss`: per example, never a mean, NaN where nobody holds the label. A loss
-with running state takes it as `running` and returns its next value; how it starts says NAME_start.
-Parameters of its own come as `learned`; how they start says NAME_learned.
+with running state takes it as `running` and returns its next value; parameters of its own come as
+`learned`. LOSSES, at the end, says how both start.
 """
 
 import functools
@@ -33,6 +33,7 @@ from marginface.losses.class_softmax import (
 )
 from marginface.losses.margins import Margin, additive_angular, additive_cosine, combined, identity
 from marginface.losses.similarity import Precision, Rows, Similarity, cosine, dot, norm
+from marginface.losses.table import Loss, table
 from marginface.typing import Array, Float, Int, Number
 
 State = dict[str, Any]
@@ -636,7 +637,7 @@ def sphereface2(
     return ClassLoss((balance * pull + (1 - balance) * pushes) / scale, cos, hardest)
 
 
-def sphereface2_learned(
+def sphereface2_start(
     num_classes: int,
     *,
     m: Number,
@@ -710,7 +711,7 @@ def uniface(
     return ClassLoss(pull + balance * pushes, cos, hardest)
 
 
-def uniface_learned(num_classes: int, *, sample_rate: float = 1.0) -> State:
+def uniface_start(num_classes: int, *, sample_rate: float = 1.0) -> State:
     """{"bias": log(10·C·r)}: at the start the C·r negatives together weigh a tenth."""
     return {"bias": jnp.log(jnp.float32(10.0 * num_classes * sample_rate))}
 
@@ -731,3 +732,25 @@ def _row_norms(x: Array, rows: Rows) -> Array:
 def _row_margins(x: Array, rows: MarginRows) -> Array:
     margins = rows.margin.astype(jnp.float32)
     return jnp.broadcast_to(margins, (x.shape[0], margins.shape[0]))
+
+
+def margin_rows(weight: Array, *, key: Array, num_classes: int) -> MarginRows:
+    """Rows with a margin drawn from [0.3, 0.4] for each class; 0 for padding."""
+    drawn = jax.random.uniform(key, weight.shape[:1], minval=0.3, maxval=0.4)
+    return MarginRows(weight, jnp.where(jnp.arange(weight.shape[0]) < num_classes, drawn, 0.0))
+
+
+LOSSES = table(
+    Loss(margin_softmax),
+    Loss(large_margin_softmax, cosine=False),
+    Loss(adaptive_margin_softmax, rows=margin_rows),
+    Loss(adacos, running=adacos_start),
+    Loss(curricularface, running=curricularface_start),
+    Loss(mv_softmax),
+    Loss(magface),
+    Loss(adaface, running=adaface_start),
+    Loss(elasticface),
+    Loss(circle),
+    Loss(sphereface2, learned=sphereface2_start),
+    Loss(uniface, learned=uniface_start),
+)

@@ -4,8 +4,8 @@ With axis_name, call them inside jax.shard_map with embeddings and labels replic
 has the classes as its leading axis sharded; take gradients outside of it.
 
 A term asks by keyword for what it needs: `classes`, the prototypes held here; `num_classes`;
-`learned`, its own parameters, which NAME_learned starts; `running`, its own state, which NAME_start
-starts and which it returns renewed beside its values; hyper-parameters, which may be traced.
+`learned`, its own parameters; `running`, its own state, which it returns renewed beside its values;
+hyper-parameters, which may be traced. LOSSES, at the end, says how parameters and state start.
 """
 
 import jax
@@ -26,6 +26,7 @@ from marginface.losses.class_softmax import (
 from marginface.losses.margins import _angle
 from marginface.losses.regularizers import Potential, _inverse_angle, _others
 from marginface.losses.similarity import norm
+from marginface.losses.table import Loss, table
 from marginface.typing import Array, Float, Int
 
 
@@ -69,8 +70,8 @@ def center(
     return 0.5 * jnp.sum(offsets**2, axis=1), {"centers": moved}
 
 
-def center_start(rows: int, embedding_dim: int) -> dict[str, Array]:
-    """All centers at the origin, [rows, embedding_dim]."""
+def centers_at_origin(rows: int, embedding_dim: int) -> dict[str, Array]:
+    """{"centers": 0 [rows, embedding_dim]}: the origin, wherever each is pulled to."""
     return {"centers": jnp.zeros((rows, embedding_dim))}
 
 
@@ -101,12 +102,6 @@ def learned_center(
     classes = all_classes(learned["centers"], num_classes, axis_name=axis_name)
     offsets = embeddings - _rows_of(labels, classes, axis_name)
     return 0.5 * jnp.sum(offsets**2, axis=1)
-
-
-def learned_center_learned(key: Array, rows: int, embedding_dim: int) -> dict[str, Array]:
-    """All centers at the origin, [rows, embedding_dim]: each is pulled to its own class anyway."""
-    del key
-    return center_start(rows, embedding_dim)
 
 
 def intra(
@@ -217,9 +212,8 @@ def ring(
     return norm_penalty(embeddings, labels, radius=learned["radius"])
 
 
-def ring_learned(key: Array, rows: int, embedding_dim: int) -> dict[str, Array]:
+def ring_start(embedding_dim: int) -> dict[str, Array]:
     """R = √embedding_dim, the norm of an embedding whose entries have unit variance."""
-    del key, rows
     return {"radius": jnp.sqrt(jnp.float32(embedding_dim))}
 
 
@@ -375,3 +369,23 @@ def grouping(
     labels = groups.self_distributed_labels(p, expected)
     losses = -jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
     return losses, {"expectation": expectation}
+
+
+def group_figures(group_logits: Float[Array, "b k"]) -> dict[str, Array]:
+    """How evenly the batch uses the groups, see groups.usage."""
+    used = groups.usage(jnp.argmax(group_logits, axis=1), group_logits.shape[1])
+    return {"group_entropy": used.entropy, "group_largest": used.largest}
+
+
+LOSSES = table(
+    Loss(center, running=centers_at_origin),
+    Loss(learned_center, learned=centers_at_origin),
+    Loss(intra),
+    Loss(inter),
+    Loss(energy),
+    Loss(ring, learned=ring_start),
+    Loss(norm_penalty),
+    Loss(magnitude),
+    Loss(mean_margin),
+    Loss(grouping, running=grouping_start, figures=group_figures),
+)

@@ -107,6 +107,12 @@ def combined(
     return jnp.cos(jnp.clip(m1 * _angle(c) + m2, 0.0, jnp.pi)) - m3
 
 
+MARGINS = {
+    margin.__name__: margin
+    for margin in (identity, multiplicative_angular, additive_cosine, additive_angular, combined)
+}
+
+
 def detach(margin: Margin) -> Margin:
     """The margin's value with the identity's derivative: ψ = c + stop_gradient(ψ(c) − c).
 

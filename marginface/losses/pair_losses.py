@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from marginface.losses.class_softmax import vary
 from marginface.losses.similarity import norm, normalize
+from marginface.losses.table import Loss, table
 from marginface.typing import Array, Bool, Float, Int
 
 # The bounds of gap = d_an − d_ap: low < gap ≤ high.
@@ -140,44 +141,6 @@ def triplet(
     return _shares(sums, counts, axis_name)
 
 
-def triplet_counts(
-    embeddings: Float[Array, "b d"],
-    labels: Int[Array, "b"],
-    *,
-    margin: ArrayLike,
-    normalized: bool = True,
-    axis_name: str | None = None,
-) -> dict[str, Float[Array, ""]]:
-    """How many triplets of the batch are in each category of `triplet`, to watch the mining.
-
-    Args:
-        embeddings: x.
-        labels: y.
-        margin: α, a squared distance.
-        normalized: compare x/‖x‖; if not, x.
-        axis_name: the mesh axis over which the anchors are spread, if any.
-
-    Returns:
-        {"all", "easy", "semi_hard", "hard"}: numbers of the whole batch, float32, equal on every
-        device; exact up to 2²⁴.
-
-    Raises:
-        ValueError: the batch does not divide over the devices.
-    """
-
-    def visit(anchor: Array, points: Array, same: Array, different: Array) -> dict[str, Array]:
-        distances = jnp.sum(jnp.square(points - anchor), axis=-1)
-        gap = jnp.where(different, distances, jnp.inf)[:, None] - distances
-        return {
-            name: jnp.sum(same & _between(gap, *bounds(margin)))
-            for name, bounds in CATEGORIES.items()
-        }
-
-    points = lax.stop_gradient(_points(embeddings, normalized))
-    counts = _over_anchors(visit, points, labels, axis_name)
-    return jax.tree.map(lambda n: _total(n, axis_name), counts)
-
-
 def collapse(
     embeddings: Float[Array, "b d"], loss: Float[Array, ""], margin: ArrayLike
 ) -> tuple[Bool[Array, ""], Float[Array, ""]]:
@@ -230,21 +193,18 @@ def pair_features(
     return jnp.square(a - b) / (jnp.abs(a) + jnp.abs(b) + _SMALLEST_SUM)
 
 
-def siamese_learned(key: Array, num_classes: int, embedding_dim: int) -> dict[str, Array]:
+def siamese_start(embedding_dim: int) -> dict[str, Array]:
     """Where the logistic regression starts: all weights −10/√d, bias 9.
 
     The features of unrelated unit embeddings sum to about 1.1√d (difference) or 1.0√d (χ²), those
     of one person to less: so a larger sum is already less alike, on the right scale.
 
     Args:
-        key: not used, the start is not random.
-        num_classes: not used.
         embedding_dim: d.
 
     Returns:
         {"weight": [d], "bias": []}.
     """
-    del key, num_classes
     return {"weight": jnp.full(embedding_dim, -10.0 * embedding_dim**-0.5), "bias": jnp.float32(9)}
 
 
@@ -290,7 +250,7 @@ def siamese(
     Args:
         embeddings: x.
         labels: y.
-        learned: {"weight": [d], "bias": []}, see siamese_learned.
+        learned: {"weight": [d], "bias": []}, see siamese_start.
         features: a kind of pair_features.
         frozen: trains `learned` alone; no gradient reaches the embeddings.
         axis_name: the mesh axis over which the anchors are spread, if any.
@@ -376,3 +336,18 @@ def _shares(
 def _check(name: str, value: str, known: Any) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
+
+
+def triplet_figures(
+    embeddings: Float[Array, "b d"], value: Float[Array, ""], margin: ArrayLike
+) -> dict[str, Array]:
+    """Whether the triplet loss has collapsed, and how far embeddings spread, see collapse."""
+    collapsed, spread = collapse(embeddings, value, margin)
+    return {"collapsed": collapsed, "spread": spread}
+
+
+LOSSES = table(
+    Loss(contrastive),
+    Loss(triplet, figures=triplet_figures),
+    Loss(siamese, learned=siamese_start),
+)

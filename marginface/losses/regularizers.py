@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from marginface.losses.class_softmax import PAD, Classes, _walk, find, sum_negatives, vary
 from marginface.losses.margins import _angle
 from marginface.losses.similarity import Precision, cosine, normalize
+from marginface.losses.table import Loss, table
 from marginface.typing import Array, Float, Int
 
 # Of two directions closer than 0.0045 rad float32 no longer knows the angle; θ^−2 must stay finite.
@@ -289,3 +290,6 @@ def _around(
         return (visit(carry, block), lax.ppermute(block, axis_name, ring)), None
 
     return lax.scan(step, (carry, block), length=devices)[0][0]
+
+
+LOSSES = table(Loss(exclusive), Loss(uniform), Loss(hyperspherical_energy))

@@ -102,6 +102,33 @@ def subcenter_cosine(
     return jnp.max(cosines.reshape(-1, c, k), axis=2)
 
 
+class Kind(NamedTuple):
+    """A similarity that a config may name.
+
+    function: the similarity.
+    bounded: whether it is a cosine.
+    several: whether a class has several prototypes, rows [c, k, d].
+    rows: from W to rows that hold more than W.
+    """
+
+    function: Similarity
+    bounded: bool = True
+    several: bool = False
+    rows: Callable | None = None
+
+
+def linear_rows(weight: Float[Array, "c d"]) -> Linear:
+    """W with a bias of 0 for each class."""
+    return Linear(weight, jnp.zeros(weight.shape[0]))
+
+
+KINDS = {
+    "cosine": Kind(cosine),
+    "linear": Kind(linear, bounded=False, rows=linear_rows),
+    "subcenter_cosine": Kind(subcenter_cosine, several=True),
+}
+
+
 def product(
     x: Float[Array, "b d"], w: Float[Array, "c d"], *, precision: Precision = "highest"
 ) -> Float[Array, "b c"]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from marginface import command, runtime
 from marginface.command import Parser
+from marginface.runs import folder as run_folder
 
 
 def run(argv: Sequence[str]) -> None:
@@ -49,9 +50,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _separability(run: pathlib.Path) -> np.ndarray:
-    path = run / "separability.npy"
+    path = run / run_folder.SEPARABILITY
     if not path.is_file():
-        raise ValueError(f"{run} has no separability.npy: give run folders that are complete")
+        raise ValueError(f"{run} has no {path.name}: give run folders that are complete")
     found = np.load(path, allow_pickle=False)
     if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.floating):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Where figures go while a run lasts: metrics.jsonl, the terminal, and trackers when asked for."""
+"""Where figures go during a run: metrics.jsonl, the terminal, and trackers when asked for."""
 
 import json
 import math
@@ -7,11 +7,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from marginface.runs.files import write_atomically
+from marginface.runs import folder as run_folder
+from marginface.runs.files import read_lines, write_atomically
 from marginface.runs.trackers import Trackers
 
 
@@ -20,11 +20,11 @@ class Writer:
 
     Args:
       workdir: the run folder.
-      resume_step: lines after this step are of a future that a crash undid: they are dropped,
-        and so is a broken last line.
+      resume_step: the step that the run continues from, -1 if it begins. Lines of later steps are
+        dropped, since those steps are trained again, and so is a broken last line.
       total_steps: for the progress bar.
       active: False in every process but the first: then nothing is written or shown.
-      trackers: where the figures go besides; closed with the writer.
+      trackers: where the figures go as well; closed with the writer.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Writer:
         self._active, self._trackers = active, trackers or Trackers()
         if not active:
             return
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / run_folder.METRICS
         kept = [r for r in read_lines(self._path) if r["step"] <= resume_step]
         write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = self._path.open("a", encoding="utf-8")
@@ -76,7 +76,7 @@ class Writer:
             self._bar.update(step - self._bar.n)
 
     def sync(self) -> None:
-        """Returns once every line written is on the disk: before a checkpoint refers to it."""
+        """Returns once every line written is on disk; called before a checkpoint refers to it."""
         if self._active:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -125,33 +125,8 @@ class Window:
         return line
 
     def restart_clock(self) -> None:
-        """What passed since the last line is not to count as training."""
+        """Leaves the time since the last line out of the training speed."""
         self._since = time.monotonic()
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if there is no file. A broken last line is left out.
-
-    Raises:
-      ValueError: a broken line before the last; names the file and the line.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError:  # no JSON, or no text
-            if number == len(lines):
-                break
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(
-                f"{path}, line {number} is not a JSON object with a step: mend or move it"
-            )
-        records.append(record)
-    return records
 
 
 def not_finite(values: Mapping[str, float]) -> str:

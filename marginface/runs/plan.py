@@ -1,15 +1,45 @@
-"""What a sweep writes down before it starts: sweep.json, all of its units."""
+"""Where runs go, and what a sweep writes down before it starts: sweep.json, all of its units."""
 
+import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from marginface import config as configs
 from marginface.runs.files import write_atomically
+from marginface.runs.folder import MAY_CHANGE
 
 SWEEP = "sweep.json"
+
+
+def folder_name(
+    experiment: str, changes: Mapping[str, Any] | None = None, *, of_one_run: bool = False
+) -> str:
+    """<experiment>[-<variant>][-<digest of the changes>], fit for a file system.
+
+    The folder of a sweep, whose units lie in it, and that of one run without a sweep have names of
+    two rules. Both stay as they are, because runs are continued where they lie:
+
+        a sweep   keeps "," and "+"; changes of what MAY_CHANGE names make no other folder
+        one run   has "-" for them; every change makes another folder
+
+    Args:
+        experiment: "experiments/arcface.py[:variant]".
+        changes: dotted key → value; of one run, as typed: a text.
+        of_one_run: that of one run without a sweep.
+    """
+    path, variant = configs.parts(experiment)
+    name = "-".join(filter(None, (path.stem, variant)))
+    name = re.sub(r"[^\w.=-]+" if of_one_run else r"[^\w.=,+-]+", "-", name)
+    changes = dict(changes or {})
+    if not of_one_run:
+        changes = {k: v for k, v in changes.items() if not k.startswith(MAY_CHANGE)}
+    if changes:
+        name += "-" + hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6]
+    return name
 
 
 def record(units: Iterable[Any]) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import pathlib
 import platform
 import subprocess
+from typing import Any
 
 import marginface
 
@@ -27,6 +28,19 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def devices(mesh: Any) -> dict[str, str | int]:
+    """{"device/kind": "cpu", ...} of a jax.sharding.Mesh: kind, platform, count, processes."""
+    import jax  # here: what only reads run folders needs none
+
+    first = mesh.devices.flat[0]
+    return {
+        "device/kind": first.device_kind,
+        "device/platform": first.platform,
+        "device/count": mesh.size,
+        "device/processes": jax.process_count(),
+    }
 
 
 def versions() -> dict[str, str]:

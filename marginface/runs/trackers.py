@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 
+from marginface.runs import folder as run_folder
+
 
 @runtime_checkable
 class Tracker(Protocol):
@@ -57,7 +59,7 @@ class Trackers:
                 action(tracker)
             except Exception as error:
                 del self._running[name]
-                _warn(name, error, "metrics.jsonl has all figures")
+                _warn(name, error, f"{run_folder.METRICS} has all figures")
 
 
 def start_trackers(
@@ -74,7 +76,8 @@ def start_trackers(
     if config["wandb"]["use"]:
         _try("wandb", running, lambda: Wandb(config, workdir))
     if config.get("tensorboard"):  # which a config of an earlier version may lack
-        _try("tensorboard", running, lambda: TensorBoard(workdir / "tensorboard", resume_step))
+        events = workdir / run_folder.TENSORBOARD
+        _try("tensorboard", running, lambda: TensorBoard(events, resume_step))
     return Trackers(running)
 
 
@@ -90,7 +93,7 @@ class Wandb:
 
     def __init__(self, config: Mapping[str, Any], workdir: pathlib.Path) -> None:
         wandb, settings = importlib.import_module("wandb"), config["wandb"]
-        path = workdir / "wandb" / "id.txt"
+        path = workdir / run_folder.WANDB_ID
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or not path.read_text(encoding="ascii"):
             path.write_text(secrets.token_hex(4), encoding="ascii")
@@ -108,7 +111,7 @@ class Wandb:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """The figures of one step; wandb leaves out steps that it had before the run was cut."""
+        """The figures of one step; wandb ignores those of steps that it already has."""
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
@@ -120,7 +123,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files in a folder; figures after the resumed step are of a past that was undone.
+    """Event files in a folder. Figures of steps after `resume_step` are dropped, as by Writer.
 
     They are written here and now: tensorboardX's SummaryWriter hands them to a thread, where an
     error such as a full disk is lost and the next figures wait for ever.

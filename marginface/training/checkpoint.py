@@ -13,10 +13,11 @@ import logging as std_logging
 import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -107,6 +108,11 @@ def _flatten(state: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def _earlier(name: str) -> str:
+    """The name that earlier versions gave a term's arrays: without the section of the config."""
+    return re.sub(r"\b(terms|running)\.(loss|regularizers|joint|pairs)\.", r"\1.", name)
+
+
 def _shapes(flat: dict[str, Any]) -> dict[str, str]:
     return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in flat.items()}
 
@@ -174,10 +180,6 @@ class Checkpoints:
         folders = [path for path in self._directory.iterdir() if path.name.isdecimal()]
         return sorted(int(path.name) for path in folders if path.is_dir())
 
-    def best(self) -> int | None:
-        """Returns the step with the highest metric, of equals the newest; None without metrics."""
-        return next(iter(self._ranked(self._sound())), None)
-
     def save(
         self,
         step: int,
@@ -219,15 +221,12 @@ class Checkpoints:
             raise self._failure(step, error) from error
         self._sealing = step, self._sealer.submit(self._seal, step, unfinished, content)
 
-    def restore(
-        self, like: PyTree, step: int | None = None
-    ) -> tuple[int, PyTree, dict[str, Any]] | None:
+    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """Returns the newest step that verifies; each newer one is named in a warning.
 
         Args:
             like: pytree of jax.ShapeDtypeStruct with sharding, or of arrays; the shardings need not
                 be those of the run that saved.
-            step: restore this step or nothing.
 
         Returns:
             (step, state, meta), or None if nothing has been saved.
@@ -236,19 +235,19 @@ class Checkpoints:
             ValueError: no step verifies, or the state has other names, shapes or dtypes than like.
         """
         self.wait()
-        chosen = _agree(self._choose(step) if jax.process_index() == 0 else 0)
+        chosen = _agree(self._choose(self.steps()) if jax.process_index() == 0 else 0)
         if chosen == _NONE_SAVED:
             return None
         if chosen == _NONE_GOOD:
-            which = "no checkpoint passes" if step is None else f"step {step} does not pass"
             raise ValueError(
-                f"{self._directory}: {which} verification (the warnings above say why);"
-                " put back a sound copy, or delete the folder to start again"
+                f"{self._directory}: no checkpoint passes verification (the warnings above say"
+                " why); put back a sound copy, or delete the folder to start again"
             )
         folder = self._directory / str(chosen)
         manifest = _read_manifest(folder)
-        flat = _flatten(like)
-        self._require_fit(folder, manifest["shapes"], _shapes(flat))
+        saved = manifest["shapes"]
+        flat = {n if n in saved else _earlier(n): x for n, x in _flatten(like).items()}
+        self._require_fit(folder, saved, _shapes(flat))
         target = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in flat.items()
@@ -338,9 +337,9 @@ class Checkpoints:
         value = float(metrics[self._best_metric])
         return value if math.isfinite(value) else None
 
-    def _choose(self, step: int | None) -> int:
-        candidates = self.steps()[::-1] if step is None else [step]
-        for candidate in candidates:
+    def _choose(self, candidates: Sequence[int]) -> int:
+        """The newest of these steps that verifies."""
+        for candidate in reversed(candidates):
             try:
                 _verify(self._directory / str(candidate))
                 return candidate
@@ -356,7 +355,7 @@ class Checkpoints:
         later = [s for s in self.steps() if s >= step and s not in self._current | self._damaged]
         sound = _NONE_GOOD
         if jax.process_index() == 0:
-            sound = next((s for s in reversed(later) if self._choose(s) == s), _NONE_GOOD)
+            sound = next((s for s in reversed(later) if self._choose([s]) == s), _NONE_GOOD)
         sound = _agree(sound)
         if sound != _NONE_GOOD:
             raise ValueError(

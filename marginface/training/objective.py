@@ -1,18 +1,19 @@
 """The only place that turns config into a loss: terms → (scalar, metrics).
 
-Each section of the config has its module, and each entry names a function in it:
+Each section of the config has its module, and each entry names a function of its table LOSSES, or
+one of the user's own, "path/to/file.py:name":
 
     loss           class_losses     the loss over classes (name "" for none)
     regularizers   regularizers     functions of the prototypes, a mean over classes
     joint          joint_losses     beside the loss over classes, a mean over examples
     pairs          pair_losses      of pairs and triplets in the batch, a mean over anchors
 
-A function gets what its signature asks for by name (`_Term.__call__` lists what there is) and its
-numbers from the config. total = loss + Σ weight · ramp · term.
+A loss gets the fields of losses.table.Inputs that it asks for by name, and its numbers from the
+config. total = loss + Σ weight · ramp · term.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,17 +25,17 @@ from jax.sharding import PartitionSpec as P
 
 from marginface import devices, sharding
 from marginface.config import Config
-from marginface.lookup import check_arguments, find_function, nearest
+from marginface.lookup import check_arguments, find, from_path, is_path, nearest
 from marginface.losses import (
     class_losses,
     class_softmax,
-    groups,
     joint_losses,
     margins,
     pair_losses,
     regularizers,
 )
 from marginface.losses import similarity as similarities
+from marginface.losses.table import Inputs, Loss, asked, call
 from marginface.typing import Array, Float, Int
 
 Hyper = dict[str, Any]
@@ -43,7 +44,8 @@ Metrics = dict[str, Array]
 MODULES = {"regularizers": regularizers, "joint": joint_losses, "pairs": pair_losses}
 RAMPS = ("constant", "linear", "inverse_anneal")
 _RAMP = ("ramp", "begin", "end")
-_SIMILARITIES = ("cosine", "linear", "subcenter_cosine")
+# Inputs that the loss over classes takes from keys of its own, and that terms may take as numbers.
+_OF_CLASSES = {"margin", "scale", "similarity", "chunk_size"}
 
 
 class Objective(NamedTuple):
@@ -63,20 +65,31 @@ class Objective(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """An entry of the config: its function, where it stands, its numbers that are no numbers."""
+    """An entry of the config.
+
+    section, name: where it stands.
+    label: what figures call it: its name, or section.name where two sections have that name.
+    loss: what it computes.
+    static: its arguments that are not traced.
+    ramp: how its weight grows.
+    """
 
     section: str
     name: str
-    function: Callable
+    label: str
+    loss: Loss
     static: dict[str, Any]
     ramp: str
 
-    def companion(self, ending: str) -> Callable | None:
-        """NAME_learned or NAME_start, where the function has one."""
-        return getattr(inspect.getmodule(self.function), f"{self.name}_{ending}", None)
+    @property
+    def key(self) -> str:
+        """Under which its parameters and its state stand."""
+        return f"{self.section}.{self.name}"
 
-    def __call__(self, numbers: Mapping[str, Any], there_is: Mapping[str, Any]) -> Any:
-        return _call(self.function, {**there_is, **numbers, **self.static})
+    def numbers(self, hyper: Hyper) -> Hyper:
+        """Its numbers, traced and static."""
+        traced = hyper["loss"] if self.section == "loss" else hyper[self.section][self.name]
+        return {**traced, **self.static}
 
 
 def hyper(config: Config) -> Hyper:
@@ -125,7 +138,8 @@ def walk(config: Config, num_classes: int, mesh: Mesh | None) -> dict[str, Any]:
     examples = config.batch_size // config.optimizer.accumulate
     if config.loss.sample_rate < 1:
         held = min(held, max(round(config.loss.sample_rate * held), examples))
-    several = config.loss.subcenters if config.loss.similarity == "subcenter_cosine" else 1
+    kind = similarities.KINDS.get(config.loss.similarity)
+    several = config.loss.subcenters if kind and kind.several else 1
     wanted = config.loss.get("precision", "auto")  # which a config of an earlier version may lack
     return {
         "chunk_size": devices.chunk_size(
@@ -150,7 +164,7 @@ def _held(num_classes: int, mesh: Mesh | None) -> tuple[int, jax.Device]:
 
 def one_row_a_class(config: Config) -> bool:
     """Whether there are prototypes, one for each class, so that Sep_i and Lr(W) have a meaning."""
-    return bool(config.loss.name) and config.loss.similarity != "subcenter_cosine"
+    return bool(config.loss.name) and not similarities.KINDS[config.loss.similarity].several
 
 
 def annealed_weight(step: Int[Array, ""], anneal: Hyper) -> Float[Array, ""]:
@@ -191,145 +205,21 @@ def make(
     Raises:
       ValueError: an unknown name, or arguments that a function does not take or lacks.
     """
-    loss, axis = config.loss, sharding.AXIS
-    similarity = getattr(similarities, _known(loss.similarity, _SIMILARITIES, "loss.similarity"))
     shards = mesh.size if mesh else 1
-    rows = sharding.padded_rows(num_classes, shards)
-    fixed: dict[str, Any] = {
-        "num_classes": num_classes,
-        "rows": rows,
-        "embedding_dim": embedding_dim,
-    }
-    fixed |= {"similarity": similarity, "axis_name": axis, **walk(config, num_classes, mesh)}
-    fixed |= {"sample_rate": loss.sample_rate, "num_groups": config.model.kw.get("num_groups", 0)}
-    class_loss = _class_loss(config) if loss.name else None
-    margin_of = None
-    if loss.name and (margin := loss.get("margin", "")):
-        margin_of = find_function(margins, margin, "loss.margin", but_not=("detach", "anneal"))
-        check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
-    between = chunk_size_between(config, num_classes, mesh)
-    terms = [
-        _term(config, section, name, kw, between)
-        for section in MODULES
-        for name, kw in config[section].items()
-    ]
-    if not terms and class_loss is None:
-        raise ValueError("nothing to minimise: give loss.name, or a term in pairs or joint")
-    everything = [*([class_loss] if class_loss else []), *terms]
+    walked = walk(config, num_classes, mesh)
+    fixed = Inputs(
+        num_classes=num_classes,
+        rows=sharding.padded_rows(num_classes, shards),
+        embedding_dim=embedding_dim,
+        num_groups=config.model.kw.get("num_groups", 0) or None,
+        sample_rate=config.loss.sample_rate,
+        axis_name=sharding.AXIS,
+        precision=walked["precision"],
+    )
+    terms = _terms(config, chunk_size_between(config, num_classes, mesh))
+    one_shard = _on_one_shard(config, terms, fixed, walked["chunk_size"], shards)
 
-    def init(key: Array, hyper: Hyper) -> tuple[Any, Any]:
-        key, key_rows, key_margins = jax.random.split(key, 3)
-        learned, running = {}, {}
-        for term in everything:
-            key, part = jax.random.split(key)
-            numbers = {**_numbers_of(hyper, term), **term.static, **fixed, "key": part}
-            if function := term.companion("learned"):
-                learned[term.name] = _call(function, numbers)
-            if function := term.companion("start"):
-                running[term.name] = _call(function, numbers)
-        if class_loss is None:
-            return {"prototypes": {}, "terms": learned}, running
-        several = (loss.subcenters,) if loss.similarity == "subcenter_cosine" else ()
-        # Short rows turn quickly at first; 0.01 is what arcface_torch starts with too.
-        weight = 0.01 * jax.random.normal(key_rows, (rows, *several, embedding_dim))
-        real = jnp.arange(rows) < num_classes
-        weight = jnp.where(real.reshape(-1, *(1 for _ in weight.shape[1:])), weight, 0.0)
-        prototypes: Any = weight
-        if loss.similarity == "linear":
-            prototypes = similarities.Linear(weight, jnp.zeros(rows))
-        if class_loss.function is class_losses.adaptive_margin_softmax:
-            margin = jax.random.uniform(key_margins, (rows,), minval=0.3, maxval=0.4)
-            prototypes = class_losses.MarginRows(weight, jnp.where(real, margin, 0.0))
-        return {"prototypes": prototypes, "terms": learned}, running
-
-    # One function for each section: (term, its numbers, what there is) → value, state, metrics.
-
-    def over_classes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
-        if loss.sample_rate < 1:
-            num = max(1, round(loss.sample_rate * rows / shards))
-            key = jax.random.fold_in(there_is["key"], 1)
-            sample = class_softmax.sample_classes(
-                key, there_is["labels"], there_is["classes"], num, axis_name=axis
-            )
-            there_is = there_is | {"classes": sample}
-        if loss.norm_as_scale:
-            length = similarities.norm(there_is["embeddings"])
-            numbers = numbers | {"scale": numbers["scale"] * length}
-        result = term(numbers, there_is)
-        metrics = {"train/top1": jnp.mean(result.target > result.hardest)}
-        cos = result.target
-        if loss.similarity == "linear" or loss.name == "large_margin_softmax":  # it is no cosine
-            held = there_is["classes"]
-            held = held._replace(rows=weights(held.rows))
-            cos = class_softmax.target_similarity(
-                there_is["embeddings"], there_is["labels"], held, axis_name=axis
-            )
-        angle = jnp.arccos(jnp.clip(cos, -1.0, 1.0))
-        metrics["train/target_angle"] = jnp.mean(jnp.degrees(angle))
-        return jnp.mean(result.loss), result.running, metrics
-
-    def of_prototypes(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
-        held = there_is["classes"]
-        per_class = term(numbers, there_is | {"classes": held._replace(rows=weights(held.rows))})
-        return lax.psum(jnp.sum(per_class), axis) / num_classes, {}, {}
-
-    def beside(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
-        result = term(numbers, there_is)
-        losses, state = result if term.companion("start") else (result, {})
-        metrics = {}
-        if term.name == "grouping":
-            logits = there_is["group_logits"]
-            used = groups.usage(jnp.argmax(logits, axis=1), logits.shape[1])
-            metrics = {"train/group_entropy": used.entropy, "train/group_largest": used.largest}
-        return jnp.mean(losses), state, metrics
-
-    def of_pairs(term: _Term, numbers: Hyper, there_is: dict[str, Any]) -> tuple:
-        embeddings = there_is["embeddings"]
-        value = lax.psum(jnp.sum(term(numbers, there_is)), axis) / embeddings.shape[0]
-        metrics = {}
-        if term.name == "triplet":
-            collapsed, spread = pair_losses.collapse(embeddings, value, numbers["margin"])
-            metrics = {"train/collapsed": collapsed, "train/spread": spread}
-        return value, {}, metrics
-
-    measure = {
-        "loss": over_classes,
-        "regularizers": of_prototypes,
-        "joint": beside,
-        "pairs": of_pairs,
-    }
-
-    def one_shard(
-        params: Any, running: Any, output: Any, labels: Array, hyper: Hyper, step: Array, key: Array
-    ) -> tuple[Any, Any]:
-        there_is: dict[str, Any] = {**fixed, **output, "labels": labels}
-        there_is["embeddings"] = output["embedding"]
-        if class_loss is not None:
-            there_is["classes"] = class_softmax.all_classes(
-                params["prototypes"], num_classes, axis_name=axis
-            )
-        if margin_of is not None:
-            there_is["margin"] = _margin(loss, margin_of, hyper, step)
-        values, after, metrics = {}, dict(running), {}
-        for i, term in enumerate(everything):
-            own = {
-                "key": jax.random.fold_in(key, i),
-                "learned": params["terms"].get(term.name, {}),
-                "running": running.get(term.name, {}),
-            }
-            with jax.named_scope(term.name):
-                values[term.name], state, figures = measure[term.section](
-                    term, _numbers_of(hyper, term), there_is | own
-                )
-            metrics |= figures
-            if state:
-                after[term.name] = state
-            for name, leaf in {**own["learned"], **state}.items():
-                if jnp.ndim(leaf) == 0:  # a scale that follows the angles, a learned threshold
-                    metrics[f"train/{term.name}_{name}"] = leaf
-        return values, (after, metrics)
-
-    def objective(
+    def loss(
         params: Any,
         running: Any,
         output: Mapping[str, Array],
@@ -338,43 +228,218 @@ def make(
         step: Int[Array, ""],
         key: Array,
     ) -> tuple[Array, tuple[Any, Metrics]]:
-        state, walk = sharding.specs(running), one_shard
+        state, everywhere = sharding.specs(running), one_shard
         if mesh is not None:
-            walk = jax.shard_map(
+            everywhere = jax.shard_map(
                 one_shard,
                 mesh=mesh,
                 in_specs=(sharding.specs(params), state, P(), P(), P(), P(), P()),
                 out_specs=(P(), (state, P())),
             )
-        values, (running, metrics) = walk(params, running, dict(output), labels, hyper, step, key)
+        values, (running, metrics) = everywhere(
+            params, running, dict(output), labels, hyper, step, key
+        )
         total = jnp.zeros(())
-        for term in everything:
+        for term in terms:
             weight = jnp.ones(())
             if term.section != "loss":
-                numbers = hyper[term.section][term.name]
+                numbers = term.numbers(hyper)
                 factor = ramp(term.ramp, step / total_steps, step, numbers, hyper["anneal"])
                 weight = numbers["weight"] * factor
-            total += weight * values[term.name]
-            metrics[f"loss/{term.name}"] = values[term.name]
+            total += weight * values[term.key]
+            metrics[f"loss/{term.label}"] = values[term.key]
         metrics["loss/total"] = total
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
         return total, lax.stop_gradient((running, metrics))
 
-    return Objective(init, objective)
+    return Objective(_start(config, terms, fixed), loss)
+
+
+def _start(config: Config, terms: list[_Term], fixed: Inputs) -> Callable:
+    """Objective.init: prototypes, what terms train, what terms remember."""
+
+    def prototypes(key_rows: Array, key_margins: Array) -> Any:
+        kind = similarities.KINDS[config.loss.similarity]
+        several = (config.loss.subcenters,) if kind.several else ()
+        # Short rows turn quickly at first; 0.01 is what arcface_torch starts with too.
+        shape = (fixed.rows, *several, fixed.embedding_dim)
+        weight = 0.01 * jax.random.normal(key_rows, shape)
+        real = (jnp.arange(fixed.rows) < fixed.num_classes).reshape(-1, *(1,) * (len(shape) - 1))
+        weight = jnp.where(real, weight, 0.0)
+        if kind.rows is not None:
+            return kind.rows(weight)
+        if (rows := terms[0].loss.rows) is not None:
+            return rows(weight, key=key_margins, num_classes=fixed.num_classes)
+        return weight
+
+    def init(key: Array, hyper: Hyper) -> tuple[Any, Any]:
+        key, key_rows, key_margins = jax.random.split(key, 3)
+        learned, running = {}, {}
+        for term in terms:
+            key, part = jax.random.split(key)
+            inputs, numbers = fixed._replace(key=part), term.numbers(hyper)
+            if term.loss.learned is not None:
+                learned[term.key] = call(term.loss.learned, inputs, numbers)
+            if term.loss.running is not None:
+                running[term.key] = call(term.loss.running, inputs, numbers)
+        rows = prototypes(key_rows, key_margins) if config.loss.name else {}
+        return {"prototypes": rows, "terms": learned}, running
+
+    return init
+
+
+def _on_one_shard(
+    config: Config, terms: list[_Term], fixed: Inputs, chunk_size: int | None, shards: int
+) -> Callable:
+    """(params, running, output, labels, hyper, step, key) → the terms' values, state, metrics."""
+    loss, num_classes = config.loss, fixed.num_classes
+    sample = max(1, round(loss.sample_rate * fixed.rows / shards)) if loss.sample_rate < 1 else 0
+    kind = similarities.KINDS[loss.similarity]
+    margin_of = _margin_of(loss) if loss.name else None
+    measure = {
+        "loss": partial(
+            _over_classes,
+            sample=sample,
+            bounded=kind.bounded,
+            norm_as_scale=bool(loss.get("norm_as_scale")),
+        ),
+        "regularizers": _of_prototypes,
+        "joint": _beside,
+        "pairs": _of_pairs,
+    }
+
+    def one_shard(
+        params: Any, running: Any, output: Any, labels: Array, hyper: Hyper, step: Array, key: Array
+    ) -> tuple[Any, Any]:
+        given = fixed._replace(
+            embeddings=output["embedding"], labels=labels, group_logits=output.get("group_logits")
+        )
+        if loss.name:
+            classes = class_softmax.all_classes(
+                params["prototypes"], num_classes, axis_name=sharding.AXIS
+            )
+            given = given._replace(classes=classes)
+        values, after, metrics = {}, dict(running), {}
+        for i, term in enumerate(terms):
+            inputs = given._replace(
+                key=jax.random.fold_in(key, i),
+                learned=params["terms"].get(term.key),
+                running=running.get(term.key),
+            )
+            if term.section == "loss":
+                inputs = inputs._replace(similarity=kind.function, chunk_size=chunk_size)
+                if margin_of is not None:
+                    inputs = inputs._replace(margin=_margin(loss, margin_of, hyper, step))
+            with jax.named_scope(term.label):
+                value, state, figures = measure[term.section](term, term.numbers(hyper), inputs)
+            values[term.key] = value
+            if state:
+                after[term.key] = state
+            metrics |= {f"train/{name}": number for name, number in figures.items()}
+            for name, leaf in {**(inputs.learned or {}), **(state or {})}.items():
+                if jnp.ndim(leaf) == 0:  # a scale that follows the angles, a learned threshold
+                    metrics[f"train/{term.label}_{name}"] = leaf
+        return values, (after, metrics)
+
+    return one_shard
+
+
+# One function for each section: (term, its numbers, inputs) → its mean, its next state, figures.
+
+
+def _over_classes(
+    term: _Term, numbers: Hyper, inputs: Inputs, *, sample: int, bounded: bool, norm_as_scale: bool
+) -> tuple[Array, Any, Metrics]:
+    held, axis = inputs.classes, inputs.axis_name
+    if sample:
+        key = jax.random.fold_in(inputs.key, 1)
+        held = class_softmax.sample_classes(key, inputs.labels, held, sample, axis_name=axis)
+    inputs = inputs._replace(classes=held, scale=numbers.get("scale"))
+    if norm_as_scale:
+        inputs = inputs._replace(scale=inputs.scale * similarities.norm(inputs.embeddings))
+    result = call(term.loss.function, inputs, numbers)
+    figures = {"top1": jnp.mean(result.target > result.hardest)}
+    cos = result.target
+    if not (bounded and term.loss.cosine):
+        held = held._replace(rows=weights(held.rows))
+        cos = class_softmax.target_similarity(
+            inputs.embeddings, inputs.labels, held, axis_name=axis
+        )
+    angle = jnp.arccos(jnp.clip(cos, -1.0, 1.0))
+    figures["target_angle"] = jnp.mean(jnp.degrees(angle))
+    value = jnp.mean(result.loss)
+    return value, result.running, figures | _figures(term, numbers, inputs, value)
+
+
+def _of_prototypes(term: _Term, numbers: Hyper, inputs: Inputs) -> tuple[Array, Any, Metrics]:
+    held = inputs.classes
+    directions = inputs._replace(classes=held._replace(rows=weights(held.rows)))
+    per_class, state = _with_state(term, call(term.loss.function, directions, numbers))
+    value = lax.psum(jnp.sum(per_class), inputs.axis_name) / inputs.num_classes
+    return value, state, _figures(term, numbers, inputs, value)
+
+
+def _beside(term: _Term, numbers: Hyper, inputs: Inputs) -> tuple[Array, Any, Metrics]:
+    losses, state = _with_state(term, call(term.loss.function, inputs, numbers))
+    value = jnp.mean(losses)
+    return value, state, _figures(term, numbers, inputs, value)
+
+
+def _of_pairs(term: _Term, numbers: Hyper, inputs: Inputs) -> tuple[Array, Any, Metrics]:
+    losses, state = _with_state(term, call(term.loss.function, inputs, numbers))
+    value = lax.psum(jnp.sum(losses), inputs.axis_name) / inputs.embeddings.shape[0]
+    return value, state, _figures(term, numbers, inputs, value)
+
+
+def _with_state(term: _Term, result: Any) -> tuple[Array, Any]:
+    return result if term.loss.running is not None else (result, None)
+
+
+def _figures(term: _Term, numbers: Hyper, inputs: Inputs, value: Array) -> Metrics:
+    if term.loss.figures is None:
+        return {}
+    return call(term.loss.figures, inputs, {**numbers, "value": value})
+
+
+# From the config to terms: every mistake ends in one line that names its key.
+
+
+def _terms(config: Config, between: int | None) -> list[_Term]:
+    """The loss over classes first, then the others; `between` is chunk_size_between."""
+    _known(config.loss.similarity, similarities.KINDS, "loss.similarity")
+    terms = [_class_loss(config)] if config.loss.name else []
+    for section in MODULES:
+        for name, kw in config[section].items():
+            terms.append(_term(config, section, name, kw, between))
+    if not terms:
+        raise ValueError("nothing to minimise: give loss.name, or a term in pairs or joint")
+    names = [term.name for term in terms]
+    return [t._replace(label=t.key) if names.count(t.name) > 1 else t for t in terms]
+
+
+def _find(table: Mapping[str, Loss], name: str, key: str) -> Loss:
+    """A row of a table, or the user's own: a function, or a Loss that says what it needs."""
+    found = from_path(name, key, "LOSSES") if is_path(name) else find(table, name, key)
+    if isinstance(found, Loss):
+        return found
+    if not callable(found):
+        raise ValueError(f"{key}={name!r} is neither a function nor a Loss")
+    return Loss(found)
 
 
 def _class_loss(config: Config) -> _Term:
     loss = config.loss
-    function = find_function(class_losses, loss.name, "loss.name", but_not=("_start", "_learned"))
-    takes = inspect.signature(function).parameters
+    found = _find(class_losses.LOSSES, loss.name, "loss.name")
+    name = loss.name.rpartition(":")[2]
+    takes = inspect.signature(found.function).parameters
     for key in ("scale", "margin"):
         if key in loss and key not in takes:
-            raise ValueError(f"loss.{key} has no place in {loss.name}: leave it out of the config")
+            raise ValueError(f"loss.{key} has no place in {name}: leave it out of the config")
     for key, what in (("detach", "margin"), ("anneal", "margin"), ("norm_as_scale", "scale")):
         if loss.get(key) and what not in takes:
-            raise ValueError(f"loss.{key}={loss[key]!r} has no place in {loss.name}")
+            raise ValueError(f"loss.{key}={loss[key]!r} has no place in {name}")
     if loss.similarity != "cosine" and "similarity" not in takes:
-        raise ValueError(f"loss.similarity={loss.similarity!r} has no place in {loss.name}")
+        raise ValueError(f"loss.similarity={loss.similarity!r} has no place in {name}")
     if loss.similarity == "linear" and loss.get("margin", "identity") != "identity":
         raise ValueError(
             f"loss.margin={loss.margin!r} changes a cosine, and loss.similarity='linear' is none: "
@@ -384,28 +449,24 @@ def _class_loss(config: Config) -> _Term:
         raise ValueError(f"loss.sample_rate={loss.sample_rate}: give a part in (0, 1]")
     for key in ("scale", "margin"):
         if key in takes and takes[key].default is inspect.Parameter.empty and key not in loss:
-            raise ValueError(f"loss.{key} is missing: {loss.name} needs it")
-    given = {"margin", "scale", "similarity", "num_classes", "chunk_size", "precision"}
-    given |= {"axis_name", "learned", "running", "key"}
-    check_arguments(function, loss.kw, "loss.kw", given)
-    return _Term("loss", loss.name, function, _rest(loss.kw), "constant")
+            raise ValueError(f"loss.{key} is missing: {name} needs it")
+    check_arguments(found.function, loss.kw, "loss.kw", asked(found.function))
+    return _Term("loss", name, name, found, _rest(loss.kw), "constant")
 
 
 def _term(config: Config, section: str, name: str, kw: Config, between: int | None) -> _Term:
-    """`between` is chunk_size_between, for a term that has no chunk_size of its own."""
     key = f"{section}.{name}"
-    endings = ("_start", "_learned", "_score", "_features", "_counts", "collapse")
-    function = find_function(MODULES[section], name, section, but_not=endings)
-    given = {"num_classes", "axis_name", "learned", "running", "key", "classes", "group_logits"}
-    given |= {"precision"}
-    own = {k: v for k, v in kw.items() if k not in ("weight", *_RAMP)}
-    check_arguments(function, own, key, given)
+    named = f"{key}.name" if "name" in kw else section
+    found = _find(MODULES[section].LOSSES, kw.get("name", name), named)
+    takes = asked(found.function)
+    own = {k: v for k, v in kw.items() if k not in ("name", "weight", *_RAMP)}
+    check_arguments(found.function, own, key, takes - _OF_CLASSES)
     if "weight" not in kw:
         raise ValueError(f"{key}.weight is missing: every term needs one")
     for number in ("weight", "begin", "end"):
         if number in kw and not isinstance(kw[number], float):
             raise ValueError(f"{key}.{number}={kw[number]!r}: write it as a float, such as 1.0")
-    if "classes" in inspect.signature(function).parameters and not one_row_a_class(config):
+    if "classes" in takes and not one_row_a_class(config):
         raise ValueError(
             f"{key} needs one prototype for each class; loss.name={config.loss.name!r} with "
             f"loss.similarity={config.loss.similarity!r} has none or several"
@@ -416,7 +477,19 @@ def _term(config: Config, section: str, name: str, kw: Config, between: int | No
     static = _rest(own)
     if static.get("chunk_size", "auto") in ("auto", 0):  # 0, as none: as the loss over classes
         static["chunk_size"] = between
-    return _Term(section, name, function, static, shape)
+    return _Term(section, name, name, found, static, shape)
+
+
+def _margin_of(loss: Config) -> Callable | None:
+    """ψ with its parameters open, if the loss has a margin of the config."""
+    if not (name := loss.get("margin", "")):
+        return None
+    key = "loss.margin"
+    margin_of = from_path(name, key) if is_path(name) else find(margins.MARGINS, name, key)
+    if not callable(margin_of):
+        raise ValueError(f"loss.margin={name!r} is no function")
+    check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
+    return margin_of
 
 
 def _margin(loss: Config, margin_of: Callable, hyper: Hyper, step: Array) -> margins.Margin:
@@ -428,24 +501,15 @@ def _margin(loss: Config, margin_of: Callable, hyper: Hyper, step: Array) -> mar
     return margin
 
 
-def _call(function: Callable, arguments: Mapping[str, Any]) -> Any:
-    takes = inspect.signature(function).parameters
-    return function(**{k: v for k, v in arguments.items() if k in takes})
-
-
 def _numbers(section: Any) -> dict[str, Any]:
     return {k: jnp.float32(v) for k, v in section.items() if isinstance(v, float)}
-
-
-def _numbers_of(hyper: Hyper, term: _Term) -> Hyper:
-    return hyper["loss"] if term.section == "loss" else hyper[term.section][term.name]
 
 
 def _rest(section: Any) -> dict[str, Any]:
     return {k: v for k, v in section.items() if not isinstance(v, float)}
 
 
-def _known(name: str, known: tuple[str, ...], key: str) -> str:
+def _known(name: str, known: Iterable[str], key: str) -> str:
     if name not in known:
         raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
     return name

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from marginface.lookup import find, from_path, is_path
 from marginface.typing import Array, Float, Int
 
-OPTIMIZERS = ("sgd", "adamw", "lamb")
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
+
+Transformations = tuple[optax.GradientTransformation, ...]
 
 
 def learning_rate_factor(
@@ -62,16 +64,34 @@ def learning_rate_factor(
     return rise * decay
 
 
+def sgd(hyper: Mapping[str, Any], decay: optax.GradientTransformation) -> Transformations:
+    """PyTorch's: weight decay joins the gradient before the momentum buffer."""
+    return decay, optax.trace(hyper["momentum"])
+
+
+def adamw(hyper: Mapping[str, Any], decay: optax.GradientTransformation) -> Transformations:
+    """Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019."""
+    return optax.scale_by_adam(hyper["b1"], hyper["b2"]), decay
+
+
+def lamb(hyper: Mapping[str, Any], decay: optax.GradientTransformation) -> Transformations:
+    """You et al., Large Batch Optimization for Deep Learning, 2020."""
+    return *adamw(hyper, decay), optax.scale_by_trust_ratio()
+
+
+# (numbers of config.optimizer, weight decay) → what follows the clipping of gradients.
+OPTIMIZERS = {"sgd": sgd, "adamw": adamw, "lamb": lamb}
+
+
 def direction(name: str, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
     """The update before the learning rate: new = old - learning_rate · direction.
 
-    sgd is PyTorch's: weight decay joins the gradient before the momentum buffer. Weight decay
-    spares vectors (norms, biases, PReLU slopes). Every value of `hyper` may be traced, so build
-    this inside the jitted step; the state's structure depends on `name` alone.
+    Weight decay spares vectors (norms, biases, PReLU slopes). Every value of `hyper` may be traced,
+    so build this inside the jitted step; the state's structure depends on `name` alone.
 
     Args:
-      name: one of OPTIMIZERS.
-      hyper: clip_norm (0 means none), weight_decay, and momentum (sgd) or b1, b2 (adamw, lamb).
+      name: one of OPTIMIZERS, or a function like those, see lookup.from_path.
+      hyper: clip_norm (0 means none), weight_decay, and what the optimizer asks for.
 
     Raises:
       ValueError: unknown name.
@@ -80,16 +100,8 @@ def direction(name: str, hyper: Mapping[str, Any]) -> optax.GradientTransformati
     def matrices(params: Any) -> Any:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
+    key = "optimizer.name"
+    optimizer = from_path(name, key) if is_path(name) else find(OPTIMIZERS, name, key)
     limit = jnp.where(hyper["clip_norm"] > 0, hyper["clip_norm"], jnp.inf)
-    clip = optax.clip_by_global_norm(limit)
     decay = optax.add_decayed_weights(hyper["weight_decay"], mask=matrices)
-    match name:
-        case "sgd":
-            return optax.chain(clip, decay, optax.trace(hyper["momentum"]))
-        case "adamw":
-            return optax.chain(clip, optax.scale_by_adam(hyper["b1"], hyper["b2"]), decay)
-        case "lamb":
-            adam = optax.scale_by_adam(hyper["b1"], hyper["b2"])
-            return optax.chain(clip, adam, decay, optax.scale_by_trust_ratio())
-        case _:
-            raise ValueError(f"optimizer.name={name!r} is unknown; known: {', '.join(OPTIMIZERS)}")
+    return optax.chain(optax.clip_by_global_norm(limit), *optimizer(hyper, decay))

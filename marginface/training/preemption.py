@@ -9,16 +9,16 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Notices SIGTERM, so that the train loop can save and leave at a step boundary.
+    """Notices SIGTERM, so that the train loop can save and stop after a step.
 
-    One process: a handler that sets a flag, and the previous handler afterwards; the first Ctrl-C
-    and a lost terminal count as SIGTERM, the second Ctrl-C ends at once. Several processes:
-    JAX's preemption service, by which all of them stop at the same step; a Python handler would
-    silently disable it, so none is installed.
+    In one process, a signal handler sets a flag until the context ends. The first Ctrl-C and a lost
+    terminal count as SIGTERM; the second Ctrl-C ends the process at once. With several processes,
+    JAX's preemption service stops all of them after the same step; a Python handler would silently
+    disable it, so none is installed.
     """
 
     def __init__(self) -> None:
-        self.signalled = False  # this process was; stays False where there are several
+        self.signalled = False  # always False where there are several processes
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
@@ -41,7 +41,7 @@ class Preemption:
         self.signalled = True
 
     def requested(self, step: int) -> bool:
-        """Returns whether to save and stop now; every process must ask at every step."""
+        """Whether to save and stop after this step; every process must ask at every step."""
         if jax.process_count() == 1:
             return self.signalled
         return multihost_utils.reached_preemption_sync_point(step)

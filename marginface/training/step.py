@@ -112,9 +112,6 @@ def functions(
     if schedule.name not in optim.SCHEDULES:
         hint = nearest(schedule.name, optim.SCHEDULES)
         raise ValueError(f"schedule.name={schedule.name!r} is unknown; {hint}")
-    if optimizer.name not in optim.OPTIMIZERS:
-        hint = nearest(optimizer.name, optim.OPTIMIZERS)
-        raise ValueError(f"optimizer.name={optimizer.name!r} is unknown; {hint}")
 
     @jax.jit  # traced once, for shapes and for values
     def init(seed: Int[Array, ""], hyper: Hyper) -> State:

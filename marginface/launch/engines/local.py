@@ -13,6 +13,7 @@ from marginface import runtime
 from marginface.command import DIVERGED, DONE, INPUT_ERROR
 from marginface.launch.engines.board import Board
 from marginface.launch.units import Unit
+from marginface.runs import folder as run_folder
 
 
 class _Process(NamedTuple):
@@ -106,7 +107,7 @@ def run(units: Sequence[Unit], *, jobs: int = 1, retries: int = 2) -> None:
 
 def _start(unit: Unit, attempt: int, environment: Mapping[str, str]) -> _Process:
     unit.folder.mkdir(parents=True, exist_ok=True)
-    log = (unit.folder / "log.txt").open("a", encoding="utf-8")
+    log = (unit.folder / run_folder.LOG).open("a", encoding="utf-8")
     process = subprocess.Popen(
         unit.command(sys.executable),
         stdin=subprocess.DEVNULL,

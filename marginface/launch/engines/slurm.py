@@ -21,6 +21,7 @@ from typing import Any
 
 from marginface import lookup
 from marginface.launch.units import Unit
+from marginface.runs import folder as run_folder
 from marginface.runs.files import write_atomically
 
 SCRIPT = "array.sh"
@@ -171,7 +172,7 @@ def _unit_script(unit: Unit, options: argparse.Namespace) -> str:
     if options.slurm_nodes > 1:
         words += ["--coordinator", "auto"]
     folder = shlex.quote(str(unit.folder))
-    return f"mkdir -p {folder}\nexec {shlex.join(words)} >> {folder}/log.txt 2>&1\n"
+    return f"mkdir -p {folder}\nexec {shlex.join(words)} >> {folder}/{run_folder.LOG} 2>&1\n"
 
 
 def _job_name(folder: pathlib.Path) -> str:

@@ -1,11 +1,11 @@
-"""A sweep as one program: units that differ in numbers only train together.
+"""A sweep as one program: units that differ only in numbers train together.
 
-Their states are stacked and the train step is mapped over them (jax.vmap), numbers and seeds
-included, so there is one compilation and one process for all. Units of one seed see the same
-batches in the same order, as they would alone: a comparison at common random numbers.
+Their states are stacked, and the train step is mapped (jax.vmap) over the states, the numbers and
+the seeds: one compilation and one process for all. Units with the same seed see the same batches in
+the same order, as they would alone, so that they are compared with common random numbers.
 
-Each unit keeps a run folder of its own with everything that the plain command leaves, checkpoints
-too: the plain command, or another backend, continues what this one began, and the other way round.
+Each unit has its own run folder with everything that the plain command writes, checkpoints too. The
+plain command or another backend can continue a run that this one began, and this one theirs.
 """
 
 import argparse
@@ -22,17 +22,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from marginface import build, devices, runtime, sharding, train
+from marginface import build, devices, runtime, sharding
 from marginface import config as configs
 from marginface.command import DIVERGED, INPUT_ERROR, RUN_AGAIN
 from marginface.data import pipeline
-from marginface.evaluators.common import NotFiniteError
 from marginface.launch.engines.board import Board
 from marginface.launch.units import Unit
 from marginface.report.run import page
 from marginface.runs import folder as run_folder
-from marginface.runs import metrics
-from marginface.runs.trackers import start_trackers
+from marginface.runs.record import DivergedError, Record
 from marginface.training import objective, step
 from marginface.training.checkpoint import Checkpoints
 from marginface.training.preemption import Preemption
@@ -49,7 +47,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
-    """Trains the units, group by group; they have ended when it returns True."""
+    """Trains the units, group by group. Returns True: they have ended."""
     if options.width < 0:
         raise ValueError(f"--width {options.width}: give 0 (as many as fit) or more")
     runtime.start()
@@ -58,22 +56,22 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
 
 
 def run(units: Sequence[Unit], *, width: int = 0) -> None:
-    """Trains units together where they differ in numbers only; one after the other where not.
+    """Trains units that differ only in numbers together, and groups of them one after the other.
 
     Args:
         units: those to run.
         width: how many in one program; 0 for as many as fit into memory.
 
     Raises:
-        KeyboardInterrupt: SIGTERM; all that ran has been saved.
+        KeyboardInterrupt: SIGTERM; every unit that was training is saved.
     """
     board = Board(units)
     try:
         for group in groups(units):
             try:
                 with runtime.one_line_errors():
-                    _Group(group, width).run(board)
-            except (ValueError, OSError) as error:  # its data or config: the others go on
+                    _Program(group, width).run(board)
+            except (ValueError, OSError) as error:  # of its data or config; other groups go on
                 ended = ("done", "diverged")
                 _refuse(
                     [u for u in group if run_folder.state(u.folder).kind not in ended], error, board
@@ -83,18 +81,18 @@ def run(units: Sequence[Unit], *, width: int = 0) -> None:
 
 
 def groups(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units whose configs are equal but for traced numbers and seeds, and that are equally far."""
+    """Units at the same step whose configs differ only in traced numbers and seeds."""
     found: dict[tuple[str, int], list[Unit]] = {}
     for unit in units:
         same = json.dumps(objective.static(unit.config), sort_keys=True, default=list)
-        saved = Checkpoints(unit.folder / "checkpoints")
+        saved = Checkpoints(unit.folder / run_folder.CHECKPOINTS)
         found.setdefault((same, max(saved.steps(), default=0)), []).append(unit)
         saved.close()
     return list(found.values())
 
 
-class _Group:
-    """What a group's units share: data, network, evaluators, and one compiled step for all."""
+class _Program:
+    """Units that train together: they share data, network, evaluators and one compiled step."""
 
     def __init__(self, units: Sequence[Unit], width: int) -> None:
         self.units, self.config = list(units), units[0].config
@@ -124,16 +122,15 @@ class _Group:
         """Trains all units, `width` at a time."""
         for start in range(0, len(self.units), self.width):
             runs = self._restored(self.units[start : start + self.width], board)
-            # Not equally far after all where a damaged checkpoint was passed over.
-            for now in sorted({run.now for run in runs}):
-                _Chunk(self, [run for run in runs if run.now == now], board).train()
+            # Their steps can differ: where the newest checkpoint is damaged, an older one is used.
+            for now in sorted({run.record.step for run in runs}):
+                _Chunk(self, [run for run in runs if run.record.step == now], board).train()
 
     def _restored(self, units: Sequence[Unit], board: Board) -> list["_Run"]:
-        """The units whose folders and data fit, each as far as it was."""
+        """The units whose folders and data fit, each restored from its newest checkpoint."""
         runs = []
         for unit in units:
             try:
-                run_folder.claim(unit.folder, configs.to_json(unit.config), unit.origin())
                 runs.append(_Run(unit, self))
                 board.started(unit)
             except (ValueError, OSError) as error:
@@ -141,7 +138,7 @@ class _Group:
         return runs
 
     def _compile(self, width: int, bounded: bool) -> tuple[int, Any]:
-        """(how many fit, the step for so many)."""
+        """(how many units fit into memory, the compiled step for that many)."""
         count = self.wide.size
         while True:
             compiled = self._step(width)
@@ -156,7 +153,7 @@ class _Group:
     def _step(self, width: int) -> Any:
         """(states, images [s, b, ...], labels [s, b], slot [u], hyper, seed [u]) → states, figures.
 
-        `slot` says which of the s streams of batches a unit sees.
+        slot: for each of the u units, which of the s batches it trains on.
         """
 
         def step(states: Any, images: Any, labels: Any, slot: Any, hyper: Any, seed: Any) -> Any:
@@ -166,7 +163,7 @@ class _Group:
             return jax.vmap(one)(states, slot, hyper, seed)
 
         by_unit, everywhere = P(UNITS), P()
-        # No device shares a unit with another, so nothing needs to be proved equal on all.
+        # Each unit is on one device alone: no value has to be the same on all of them.
         split = jax.shard_map(
             step,
             mesh=self.wide,
@@ -202,71 +199,45 @@ class _Group:
 class _Run:
     """One unit while it trains with others."""
 
-    def __init__(self, unit: Unit, group: _Group) -> None:
-        self.unit, self._group, self.alive = unit, group, True
-        folder = unit.folder / "checkpoints"
-        checkpoints = Checkpoints(folder, best_metric=group.best)
-        restored = checkpoints.restore(group.alone.like)
-        checkpoints.close()
-        meta: dict[str, Any] = {"step": 0, "window": [], "seconds": 0.0, "unreadable": 0}
-        config = unit.config
-        if restored is None:
-            numbers = jnp.int32(config.seed), objective.hyper(config)
-            state = group.alone.init(*sharding.put_everywhere(group.mesh, numbers))
-        else:
-            _, state, meta = restored
-            if meta["data"] != group.faces.fingerprint:
-                raise ValueError(
-                    f"{unit.folder}: the data set is not the one this run began with: restore the "
-                    "data, or choose another --runs"
-                )
+    def __init__(self, unit: Unit, program: _Program) -> None:
+        self.unit, self.alive = unit, True
+        self.record = Record(
+            unit.folder,
+            unit.config,
+            fingerprint=program.faces.fingerprint,
+            total_steps=program.total,
+            best_metric=program.best,
+            origin=unit.origin(),
+            started=time.monotonic(),
+        )
+        state = self.record.restore(program.alone.like, advice="or choose another --runs")
+        self.record.wait()  # no unit keeps threads while others train
+        if state is None:
+            numbers = jnp.int32(unit.config.seed), objective.hyper(unit.config)
+            state = program.alone.init(*sharding.put_everywhere(program.mesh, numbers))
         self.state = jax.device_get(state)  # one device has no room for all
-        self.now, self.seconds = meta["step"], meta["seconds"]
-        self.window = metrics.Window(config.batch_size, meta["window"], meta["unreadable"])
-        self._log = (unit.folder / "log.txt").open("a", encoding="utf-8")
+        self._log = (unit.folder / run_folder.LOG).open("a", encoding="utf-8")
         with self.logging():
-            resume_step = self.now if restored else -1
-            self.writer = metrics.Writer(
-                unit.folder,
-                resume_step=resume_step,
-                total_steps=group.total,
-                trackers=start_trackers(config.to_dict(), unit.folder, resume_step=resume_step),
-            )
-        self.fresh = restored is None
+            self.record.begin()
 
     @contextlib.contextmanager
     def logging(self) -> Generator[None]:
-        """What would go to the terminal goes to the unit's log.txt, as with --backend local."""
+        """Sends what would go to the terminal to the unit's log.txt, as --backend local does."""
         with contextlib.redirect_stdout(self._log), contextlib.redirect_stderr(self._log):
             yield
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, at: int, results: dict[str, float]) -> None:
         """A line of metrics.jsonl."""
         with self.logging():
-            self.writer.write(step, values)
+            self.record.write(at, results)
 
-    def save(self, step: int, state: Any, results: dict[str, float] | None, seconds: float) -> None:
+    def save(self, at: int, state: Any, results: dict[str, float] | None) -> None:
         """A checkpoint as the plain command writes it."""
-        self.writer.sync()
-        meta = {
-            "step": step,
-            "window": self.window.values,
-            "unreadable": self.window.unreadable,
-            "seconds": seconds,
-            "data": self._group.faces.fingerprint,
-        }
-        folder = self.unit.folder / "checkpoints"
-        with Checkpoints(folder, best_metric=self._group.best) as checkpoints:
-            checkpoints.save(step, state, meta, results)
-
-    def give_up(self, at: int, what: str) -> None:
-        """Ends this unit as one that diverged."""
-        folder = self.unit.folder
-        good = Checkpoints(folder / "checkpoints").steps()
-        self.stop(DIVERGED, train.diverged(at, what, folder, good))
+        self.record.save(at, state, results)
+        self.record.wait()
 
     def stop(self, code: int, message: str) -> None:
-        """Leaves word why the run is not complete, unless it has ended already."""
+        """Ends the run, unless it has ended already; stopped.json says why."""
         if not self.alive:
             return
         text = configs.to_json(self.unit.config)
@@ -274,10 +245,10 @@ class _Run:
         self.close()
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Closes the unit's files and lets other processes train in its folder."""
         if self.alive:
             self.alive = False
-            self.writer.close()
+            self.record.close()
             self._log.close()
             run_folder.release(self.unit.folder)
 
@@ -285,17 +256,24 @@ class _Run:
 class _Chunk:
     """As many units as train in one program."""
 
-    def __init__(self, group: _Group, runs: list[_Run], board: Board) -> None:
-        self.group, self.runs, self.board, self.begun = group, runs, board, time.monotonic()
+    def __init__(self, program: _Program, runs: list[_Run], board: Board) -> None:
+        self.program, self.runs, self.board = program, runs, board
+        self.begun = runs[0].record.step
+        for run in runs:
+            run.record.started, run.record.together = time.monotonic(), len(runs)
 
     def train(self) -> None:
-        """Trains, evaluates and reports the units."""
+        """Trains, evaluates and reports the units.
+
+        Raises:
+            KeyboardInterrupt: SIGTERM; the units are saved.
+        """
         streams = self._streams()
         try:
             with Preemption() as preemption:
                 self._loop(list(streams.values()), list(streams), preemption)
-                if preemption.requested(self.group.total):
-                    raise KeyboardInterrupt  # all is saved, and nothing more shall begin
+                if preemption.requested(self.program.total):
+                    raise KeyboardInterrupt  # all units are saved; no other chunk begins
         finally:
             for stream in streams.values():
                 stream.close()
@@ -303,65 +281,65 @@ class _Chunk:
                 run.close()
 
     def _streams(self) -> dict[int, pipeline.TrainIterator]:
-        """The batches of each seed."""
+        """For each seed, its batches from the chunk's first step on."""
         streams = {}
         for run in self.runs:
             if run.unit.config.seed not in streams:
-                stream = build.make_batches(run.unit.config, self.group.faces)
-                stream.set_state({"step": self.runs[0].now})
+                stream = build.make_batches(run.unit.config, self.program.faces)
+                stream.set_state({"step": self.begun})
                 streams[run.unit.config.seed] = stream
         return streams
 
     def _loop(
         self, streams: list[pipeline.TrainIterator], seeds: list[int], preemption: Preemption
     ) -> None:
-        group, config = self.group, self.group.config
-        # The program's shape is fixed: what is left over repeats the last unit and goes nowhere.
-        lanes = [*self.runs, *[self.runs[-1]] * (group.width - len(self.runs))]
+        program, config = self.program, self.program.config
+        # The program takes `width` units: copies of the last stand in where there are fewer.
+        lanes = [*self.runs, *[self.runs[-1]] * (program.width - len(self.runs))]
         states = self._stack([run.state for run in lanes])
         for run in self.runs:
             del run.state
         hyper = self._stack([objective.hyper(run.unit.config) for run in lanes])
         number = self._stack([jnp.int32(run.unit.config.seed) for run in lanes])
         slot = self._stack([jnp.int32(seeds.index(run.unit.config.seed)) for run in lanes])
-        now, pending = self.runs[0].now, deque()
-        if self.runs[0].fresh:
+        now, pending = self.begun, deque()
+        if self.runs[0].record.fresh:
             for lane, run in enumerate(self.runs):
                 seed = run.unit.config.seed
-                if seed not in group.untrained:
-                    group.untrained[seed] = group.evaluators.run(self._slice(states, lane))
-                run.write(0, group.untrained[seed])
+                if seed not in program.untrained:
+                    program.untrained[seed] = program.evaluators.run(self._slice(states, lane))
+                run.write(0, program.untrained[seed])
         for run in self.runs:
-            run.window.restart_clock()
-        while now < group.total and any(run.alive for run in self.runs):
+            run.record.window.restart_clock()
+        while now < program.total and any(run.alive for run in self.runs):
             images, labels, skipped = self._batches(streams)
-            states, figures = group.step(states, images, labels, slot, hyper, number)
+            states, figures = program.step(states, images, labels, slot, hyper, number)
             now += 1
             pending.append((now, figures, skipped))
             self._settle(pending, seeds, keep=2)
             self.board.show()
             stop = preemption.requested(now)
-            last = now == group.total
+            last = now == program.total
             every = config.evaluate.every
             if stop or last or now % config.checkpoint_every == 0 or (every and now % every == 0):
                 self._settle(pending, seeds, keep=0)
                 self._pause(states, now, stop=stop, last=last)
             if stop and not last:
                 raise KeyboardInterrupt
-        if self.runs[0].now == group.total:  # complete already: only the reports are missing
+        if self.begun == program.total:  # trained already, but not reported
             self._pause(states, now, stop=False, last=True)
 
     def _batches(self, streams: list[pipeline.TrainIterator]) -> tuple[Any, Any, list[Any]]:
-        """The next batch of each seed, stacked; of each, the number of unreadable images."""
-        group = self.group
-        found = [group.prepare(sharding.put_batch(group.mesh, next(s))) for s in streams]
-        filled = [*found, *[found[0]] * (group.seeds - len(found))]
+        """The next batch of each seed, stacked, and the number of unreadable images in each."""
+        program = self.program
+        found = [program.prepare(sharding.put_batch(program.mesh, next(s))) for s in streams]
+        filled = [*found, *[found[0]] * (program.seeds - len(found))]
         images, labels = (jnp.stack([batch[i] for batch in filled]) for i in (0, 1))
-        images, labels = jax.device_put((images, labels), group.everywhere)
+        images, labels = jax.device_put((images, labels), program.everywhere)
         return images, labels, [batch[2] for batch in found]
 
     def _settle(self, pending: deque, seeds: list[int], keep: int) -> None:
-        """Reads the figures of all but the newest `keep` steps; a unit that diverged ends."""
+        """Logs the figures of all but the newest `keep` steps, and ends units that diverged."""
         while len(pending) > keep:
             at, arrays, skipped = pending.popleft()
             arrays = {k: np.asarray(v) for k, v in arrays.items()}
@@ -369,69 +347,68 @@ class _Chunk:
                 if not run.alive:
                     continue
                 values = {k: float(v[lane]) for k, v in arrays.items()}
-                if bad := metrics.not_finite(values):
-                    run.give_up(at, bad)
-                    self.board.ended(run.unit)
-                    continue
                 values["data/unreadable"] = float(skipped[seeds.index(run.unit.config.seed)])
-                run.window.add(values)
-                if at % self.group.config.log_every == 0 or at == self.group.total:
-                    # Its speed is a share of all: not to be compared with that of a run alone.
-                    run.write(at, run.window.line() | {"time/together": float(len(self.runs))})
+                try:
+                    with run.logging():
+                        run.record.log(at, values)
+                except DivergedError as error:
+                    run.stop(DIVERGED, str(error))
+                    self.board.ended(run.unit)
 
     def _pause(self, states: Any, now: int, *, stop: bool, last: bool) -> None:
         """Evaluates, saves and reports each unit, as the plain command would at this step."""
-        every = self.group.config.evaluate.every
+        every = self.program.config.evaluate.every
         evaluating = last or bool(every and now % every == 0)
         for lane, run in enumerate(self.runs):
             if not run.alive:
                 continue
             try:
                 self._save_one(run, self._slice(states, lane), now, evaluating, last)
-            except NotFiniteError as error:
-                run.give_up(now, str(error))
-            except (ValueError, OSError) as error:  # this unit's alone
+            except DivergedError as error:
+                run.stop(DIVERGED, str(error))
+            except (ValueError, OSError) as error:  # of this unit; the others go on
                 run.stop(INPUT_ERROR, str(error))
             if stop and not last:
                 run.stop(RUN_AGAIN, "stopped by SIGTERM after saving: the same command continues")
             if not run.alive:
                 self.board.ended(run.unit)
-            run.window.restart_clock()
+            run.record.window.restart_clock()
 
     def _save_one(self, run: _Run, state: Any, now: int, evaluating: bool, last: bool) -> None:
-        results = self.group.evaluators.run(state) if evaluating else None
-        seconds = run.seconds + (time.monotonic() - self.begun) / len(self.runs)
-        if run.now < now:
+        results = None
+        if evaluating:
+            results = run.record.evaluate(now, self.program.evaluators.run, state)
+        if self.begun < now:
             if results is not None:
                 run.write(now, results)
-            run.save(now, state, results, seconds)
+            run.save(now, state, results)
         if last and results is not None:
-            self._report(run, results, seconds)
+            self._report(run, results)
 
-    def _report(self, run: _Run, results: dict[str, float], seconds: float) -> None:
-        evaluators = self.group.evaluators
+    def _report(self, run: _Run, results: dict[str, float]) -> None:
+        evaluators = self.program.evaluators
         with run.logging():
             page.report(
                 run.unit.folder,
                 results=results,
                 evaluators=evaluators.verifications,
-                mesh=self.group.mesh,
-                seconds=seconds,
+                mesh=self.program.mesh,
+                seconds=run.record.seconds,
                 command=run.unit.origin()["command"],
                 separability=evaluators.separability,
                 groupings=evaluators.groupings,
-                walk=build.walk_of(run.unit.config, self.group.faces, self.group.mesh),
+                walk=build.walk_of(run.unit.config, self.program.faces, self.program.mesh),
             )
         run.close()
 
     def _stack(self, trees: list[Any]) -> Any:
         stacked = jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *trees)
-        return jax.device_put(stacked, self.group.by_unit)
+        return jax.device_put(stacked, self.program.by_unit)
 
     def _slice(self, states: Any, lane: int) -> Any:
-        """A unit's state, placed as if it ran alone."""
+        """One unit's state, on the devices where it would be if it ran alone."""
         one = _take(states, jnp.int32(lane))
-        where = jax.tree.map(lambda leaf: leaf.sharding, self.group.alone.like)
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.program.alone.like)
         return jax.device_put(one, where)
 
 
@@ -441,10 +418,10 @@ def _take(states: Any, lane: Any) -> Any:
 
 
 def _refuse(units: Sequence[Unit], error: Exception, board: Board) -> None:
-    """Units whose data, config or folder does not fit say so and run no further."""
+    """Ends units whose data, config or folder does not fit: the error is left in their folders."""
     for unit in units:
         unit.folder.mkdir(parents=True, exist_ok=True)
-        with (unit.folder / "log.txt").open("a", encoding="utf-8") as log:
+        with (unit.folder / run_folder.LOG).open("a", encoding="utf-8") as log:
             log.write(f"launch.sweep: {error}\n")
         text = configs.to_json(unit.config)
         run_folder.record_stop(unit.folder, text, INPUT_ERROR, str(error))

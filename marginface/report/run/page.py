@@ -11,15 +11,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from marginface.config import dotted
 from marginface.evaluators import grouping, verification
 from marginface.report.run import meanings
-from marginface.runs import metrics, provenance
-from marginface.runs.files import write_atomically
+from marginface.runs import folder as run_folder
+from marginface.runs import provenance
+from marginface.runs.files import read_lines, write_atomically
 
 Summary = dict[str, Any]
 
@@ -53,8 +53,8 @@ def report(
     """
     from marginface.report.run import plots
 
-    config_json = (workdir / "config.json").read_text(encoding="utf-8")
-    records = metrics.read_lines(workdir / "metrics.jsonl")
+    config_json = (workdir / run_folder.CONFIG).read_text(encoding="utf-8")
+    records = read_lines(workdir / run_folder.METRICS)
     training = [record for record in records if "loss/total" in record]
     figures = {k: v for k, v in (training or [{}])[-1].items() if k != "step"}
     untrained = {k: v for record in records if record["step"] == 0 for k, v in record.items()}
@@ -68,7 +68,7 @@ def report(
     )
     write_summary(workdir, summary)
     if separability is not None:
-        np.save(workdir / "separability.npy", separability)
+        np.save(workdir / run_folder.SEPARABILITY, separability)
     pictures = plots.draw(
         workdir, records, evaluators, separability=separability, groupings=groupings
     )
@@ -76,7 +76,7 @@ def report(
     write_page(
         workdir, summary, title=workdir.name, command=command, config=config, pictures=pictures
     )
-    print(f"\n{final_table(summary)}\n\nreport: {workdir / 'summary.md'}", flush=True)
+    print(f"\n{final_table(summary)}\n\nreport: {workdir / run_folder.PAGE}", flush=True)
 
 
 def summarise(
@@ -98,7 +98,6 @@ def summarise(
         walk: what loss.precision and loss.chunk_size came to, see objective.walk.
         untrained: the same evaluation before the first step.
     """
-    device = mesh.devices.flat[0]
     return {
         **figures,
         **{_UNTRAINED + name: value for name, value in (untrained or {}).items()},
@@ -106,10 +105,7 @@ def summarise(
         "config/hash": config_hash,
         **{f"config/{name}": value or 0 for name, value in (walk or {}).items()},
         "commit": provenance.commit(),
-        "device/kind": device.device_kind,
-        "device/platform": device.platform,
-        "device/count": mesh.size,
-        "device/processes": jax.process_count(),
+        **provenance.devices(mesh),
         **provenance.versions(),
     }
 
@@ -118,7 +114,7 @@ def write_summary(workdir: pathlib.Path, summary: Mapping[str, Any]) -> None:
     """Writes <workdir>/summary.json, whole or not at all; what is not finite becomes null."""
     broken = {k: None for k, v in _figures(summary).items() if not _is_finite(v)}
     text = json.dumps({**summary, **broken}, indent=2, allow_nan=False)
-    write_atomically(workdir / "summary.json", text + "\n")
+    write_atomically(workdir / run_folder.SUMMARY, text + "\n")
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
@@ -187,7 +183,7 @@ def write_page(
         lines += [f"![{path.stem}]({relative})", "", caption, ""]
     settings = [f"{k} = {v}" for k, v in sorted(dotted(config).items())]
     lines += ["## Settings", "", "```text", *settings, "```", ""]
-    write_atomically(workdir / "summary.md", "\n".join(lines))
+    write_atomically(workdir / run_folder.PAGE, "\n".join(lines))
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from marginface.data import Pairs
 from marginface.evaluators import curves, grouping, verification
+from marginface.runs import folder as run_folder
 from marginface.typing import Bool, Float, Int
 
 Records = Sequence[Mapping[str, Any]]
@@ -73,7 +74,7 @@ def draw(
         separability: Sep_i of every class, if the classes have prototypes.
         groupings: those that have run, of a network with latent groups.
     """
-    folder = workdir / "plots"
+    folder = workdir / run_folder.PLOTS
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     if _names(records, "loss/"):

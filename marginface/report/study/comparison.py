@@ -27,8 +27,8 @@ class Line(NamedTuple):
     values: seed → figure of the runs that are counted.
     interval: of their mean.
     why: there is no mean, or "".
-    complete: every run counts, and they are not one alone where other settings have several; of
-        the seeds that survived, or of a single one, the mean may be luck.
+    complete: every run is counted, and there are several where other settings have several. The
+        mean of only those seeds that did not fail, or of a single seed, may be luck.
     difference, p: to the baseline; p is Holm-adjusted, NaN where nothing could be tested.
     """
 

@@ -31,7 +31,8 @@ COLUMNS = (
 )
 TOGETHER = "time/together"  # how many runs trained in one program
 _SHARED = ("time/wall_s", "time/examples_per_s")  # of which each of them has a share only
-_KEEP_OUT = {"checkpoints", "plots"}  # of run folders: large, and no run lies in them
+_KEEP_OUT = {run_folder.CHECKPOINTS, run_folder.PLOTS}  # large, and no run lies in them
+_READ = (run_folder.METRICS, run_folder.STOPPED, run_folder.SUMMARY, run_folder.LOG)
 _LARGEST = 64 << 20  # bytes; no file that is read here is near it
 _NOT_FINITE = "nan"
 
@@ -171,24 +172,24 @@ def _find(path: pathlib.Path) -> list[pathlib.Path]:
         folder = pathlib.Path(name)
         if plan.SWEEP in files:
             found += [folder / unit for unit in _sweep(folder)["units"]]
-        if "config.json" in files:
+        if run_folder.CONFIG in files:
             found.append(folder)
-        if "config.json" in files and plan.SWEEP not in files:
+        if run_folder.CONFIG in files and plan.SWEEP not in files:
             below.clear()
         below[:] = sorted(b for b in below if b not in _KEEP_OUT and not b.startswith("."))
     return found
 
 
 def _row(folder: pathlib.Path) -> Row:
-    for name in ("metrics.jsonl", "stopped.json", "summary.json", "log.txt"):
+    for name in _READ:
         _size(folder / name)
     try:
         kind, why, _ = run_folder.state(folder)
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder} is damaged: run it again in a new folder") from None
     experiment, variant, overrides = _identity(folder)
-    config = _json(folder / "config.json")
-    summary = (_json(folder / "summary.json") or {}) if kind == "done" else {}
+    config = _json(folder / run_folder.CONFIG)
+    summary = (_json(folder / run_folder.SUMMARY) or {}) if kind == "done" else {}
     own_seed = overrides.get("seed") if config is None else config.get("seed")
     if not isinstance(own_seed, int):
         raise ValueError(f"{folder}: its config has no seed, so it is no run's: move it away")
@@ -200,7 +201,7 @@ def _row(folder: pathlib.Path) -> Row:
         "seed": own_seed,
         "status": f"{kind}: {' '.join(why.split())[:300]}" if why else kind,
         "commit": str(summary.get("commit", "")),
-        "config_hash": "" if config is None else _digest(_text(folder / "config.json")),
+        "config_hash": "" if config is None else _digest(_text(folder / run_folder.CONFIG)),
         "setting_hash": "" if config is None else _digest(_without_seed(config)),
         "device": _device(summary),
         "versions": " ".join(f"{k.removeprefix('version/')} {summary[k]}" for k in versions),
@@ -210,10 +211,10 @@ def _row(folder: pathlib.Path) -> Row:
 
 def _identity(folder: pathlib.Path) -> tuple[str, str, dict[str, Any]]:
     """Experiment, variant and overrides: as typed, as planned, or else the folder's name."""
-    found = _json(folder / "origin.json") or _planned(folder) or {"experiment": folder.name}
+    found = _json(folder / run_folder.ORIGIN) or _planned(folder) or {"experiment": folder.name}
     variant, overrides = found.get("variant", ""), found.get("overrides", {})
     if not isinstance(variant, str) or not isinstance(overrides, dict):
-        raise ValueError(f"{folder / 'origin.json'} is damaged: move this run folder away")
+        raise ValueError(f"{folder / run_folder.ORIGIN} is damaged: move this run folder away")
     return str(found.get("experiment", folder.name)), variant, overrides
 
 
