@@ -174,13 +174,13 @@ def trained(b: int) -> Problem:
     _, state, _ = restored
     to_images = jax.jit(faces.to_images)
 
-    def embed(state: Any, batch: dict[str, Array]) -> Array:
+    def embed(state: Any, batch: dict[str, Array]) -> dict[str, Any]:
         images = to_images(sharding.put_global_batch(mesh, batch))
-        return np.asarray(steps.embed(state, images))
+        return steps.embed(state, images)
 
     chosen = np.random.default_rng(0).choice(len(faces.source), b, replace=False)
     source = [faces.source[int(i)] for i in chosen]
-    x = embed_all(embed, state, source, faces.decode, 128)
+    x = embed_all(embed, state, source, faces.decode, 128)["embedding"]
     w = np.asarray(objective.weights(state["params"]["prototypes"]))[: faces.num_classes]
     return Problem("trained", x, faces.labels()[chosen], w)
 

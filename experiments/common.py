@@ -73,7 +73,7 @@ def base(arg: str | None) -> ConfigDict:
     config.checkpoint_every = 200  # updates
     config.data = ConfigDict(
         {
-            "name": "",  # a module of data.readers: synthetic, lfw or folder
+            "name": "",  # a module of data.readers: synthetic, lfw or folder; or "file.py:load"
             "workers": 0,  # processes that read images; 0: threads of the run's own
             "images_per_identity": 0,  # K > 0: batches of batch_size / K identities, K images each
             "cleaned": "",  # a list by marginface.clean: its images under its labels only
@@ -83,7 +83,7 @@ def base(arg: str | None) -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "name": "",  # a module of models: sphereface, iresnet or group_head
+            "name": "",  # a module of models: sphereface, iresnet or group_head; or "file.py:Model"
             "embedding_dim": 128,  # length of an embedding
             "kw": {},  # arguments of the network
         }
@@ -135,6 +135,17 @@ def base(arg: str | None) -> ConfigDict:
             "every": 0,  # updates from one evaluation to the next; 0: only before and after all
             "batch_size": 128,  # images embedded at a time
             "score": "cosine",  # of two images; or group_aware, siamese
+        }
+    )
+    # What is measured, in the order of the names. Its type is a module of evaluators or
+    # "path/to/file.py:Evaluator"; its data "tests", for each test set of the training reader, the
+    # name of one, or another reader's {"name": ..., "kw": {...}}. It may have every, batch_size
+    # and score of its own, and what else its evaluator takes.
+    config.evals = ConfigDict(
+        {
+            "pairs": {"type": "verification", "data": "tests"},
+            "prototypes": {"type": "geometry"},  # nothing where classes have none, or several
+            "usage": {"type": "grouping", "data": "tests"},  # of latent groups, where there are
         }
     )
     config.wandb = ConfigDict(

@@ -153,8 +153,20 @@ def load(config_flag: str) -> Config:
     return config.lock()
 
 
+_EVALS = {  # what versions without config.evals measured
+    "pairs": {"type": "verification", "data": "tests"},
+    "prototypes": {"type": "geometry"},
+    "usage": {"type": "grouping", "data": "tests"},
+}
+
+
+def translate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config of an earlier version, nested, as this version has them."""
+    return ({"evals": _EVALS} if "evaluate" in values else {}) | dict(values)
+
+
 def from_json(text: str) -> Config:
-    """The locked config that `to_json` wrote.
+    """The locked config that `to_json` wrote, in an earlier version too.
 
     Raises:
       ValueError: not JSON, or no nested dict.
@@ -167,7 +179,7 @@ def from_json(text: str) -> Config:
         raise ValueError("no config: nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("no config: a JSON object is needed")
-    return ConfigDict(values).lock()
+    return ConfigDict(translate(values)).lock()
 
 
 def from_text(config: Config, texts: Mapping[str, str]) -> dict[str, Any]:

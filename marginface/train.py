@@ -70,7 +70,7 @@ def train(
         config,
         fingerprint=faces.fingerprint,
         total_steps=total,
-        best_metric=f"{next(iter(test_sets))}/accuracy" if test_sets else None,
+        best_metric=evaluators.ranking,
         origin=origin,
         started=started,
     )
@@ -102,11 +102,11 @@ def train(
                 now += 1
                 run.add(now, figures | {"data/unreadable": skipped})
                 stop, last = preemption.requested(now), now == total
-                results = None
-                if last or (config.evaluate.every and now % config.evaluate.every == 0):
-                    results = run.evaluate(now, evaluators.run, state)
+                results, due = None, evaluators if last else evaluators.due(now)
+                if due or last:
+                    results = run.evaluate(now, due.run, state)
                     run.write(now, results)
-                if stop or results or now % config.checkpoint_every == 0:
+                if stop or last or results or now % config.checkpoint_every == 0:
                     run.save(now, state, results)
                 if stop and not last:
                     run.wait()  # here, where a second signal does not end the process
@@ -120,12 +120,10 @@ def train(
         page.report(
             workdir,
             results=results,
-            evaluators=evaluators.verifications,
+            evaluators=evaluators,
             mesh=mesh,
             seconds=run.seconds,
             command=(origin or {}).get("command"),
-            separability=evaluators.separability,
-            groupings=evaluators.groupings,
             walk=build.walk_of(config, faces, mesh),
         )
     return True

@@ -208,24 +208,18 @@ def test_similarity_is_the_textbook_form():
     rows = rng.normal(size=(6, 7)).astype(np.float32)
     rows[2, :4] = 0
     first, second = np.array([0, 1, 2, 3, 5]), np.array([1, 1, 4, 5, 3])
-    got = groups.group_aware_similarity(rows, first, second, embedding_dim=4)
+    v, g = rows[:, :4], rows[:, 4:]
+    got = groups.group_aware_similarity(v, g, first, second)
     assert got.dtype == np.float64
     for score, i, j in zip(got, first, second, strict=True):
-        v, u = rows[i, :4].astype(np.float64), rows[j, :4].astype(np.float64)
-        lengths = math.sqrt(sum(v**2)) * math.sqrt(sum(u**2))
-        cosine = sum(v * u) / lengths if lengths else 0.0
+        a, b = rows[i, :4].astype(np.float64), rows[j, :4].astype(np.float64)
+        lengths = math.sqrt(sum(a**2)) * math.sqrt(sum(b**2))
+        cosine = sum(a * b) / lengths if lengths else 0.0
         distance = math.sqrt(sum((rows[i, 4:].astype(np.float64) - rows[j, 4:]) ** 2))
         assert score == pytest.approx(cosine - 0.1 * distance ** (1 / 3), rel=1e-9)
     assert got[1] == pytest.approx(1)  # a pair of one face
-    plain = groups.group_aware_similarity(rows, first, second, embedding_dim=4, beta=0.0)
+    plain = groups.group_aware_similarity(v, g, first, second, beta=0.0)
     np.testing.assert_allclose(plain[3], oracles.cosines(rows[3:4, :4], rows[5:, :4])[0, 0])
-
-
-def test_similarity_needs_the_group_feature():
-    with pytest.raises(ValueError, match="4 columns: give the 4 of v"):
-        groups.group_aware_similarity(
-            np.ones((2, 4)), np.array([0]), np.array([1]), embedding_dim=4
-        )
 
 
 BACKBONE = {"depth": 4, "width": 0.125, "norm": "batch"}

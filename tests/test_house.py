@@ -35,7 +35,7 @@ STOREYS = (
     ("models", "data", "losses"),
     ("command", "config"),
     ("lookup", "sharding", "runtime"),
-    ("typing",),
+    ("typing", "style"),
 )
 # Rooms and files that know a config; nothing below them does.
 MAY_KNOW_CONFIGS = {"main.py", "command.py", "train.py", "build.py", "config.py"}
@@ -179,3 +179,27 @@ def test_no_real_face_or_weight_file_lives_in_the_repository():
     root = PACKAGE.parent
     listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True).stdout
     assert not [name for name in listed.splitlines() if pathlib.Path(name).suffix in kinds]
+
+
+def test_embedded_faces_need_no_library_of_image_files():
+    """Data, batches and evaluators of data=synthetic; Grain draws its batches, as all others'."""
+    program = (
+        "import sys\n"
+        "from experiments import arcface\n"
+        "from marginface import build, sharding\n"
+        "config = arcface.get_config()\n"
+        "mesh = sharding.make_mesh(1)\n"
+        "faces, test_sets = build.load_data(config)\n"
+        "batches = build.make_batches(config, faces)\n"
+        "assert len(next(batches)['label']) == config.batch_size\n"
+        "batches.close()\n"
+        "steps = build.make_steps(config, faces, mesh, 4)\n"
+        "build.make_evaluators(config, faces, test_sets, steps, mesh)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"cv2", "simplejpeg", "PIL", "matplotlib"}

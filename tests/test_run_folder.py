@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from marginface.data import Pairs
-from marginface.evaluators import curves, grouping, verification
+from marginface.evaluators import common, curves, geometry, grouping, verification
 from marginface.report.run import page, plots
 from marginface.runs import folder as run_folder
 from marginface.runs import metrics, provenance
@@ -277,17 +277,17 @@ def evaluated(scores, same, protocol="folds"):
         protocol=protocol,
         name="squares",
     )
-    evaluator = verification.Evaluator(lambda s, b: b["image"], pairs=pairs, batch_size=4)
+    evaluator = verification.Evaluator(common.Subject("squares", pairs, lambda state: state))
     evaluator.scores, evaluator.threshold = np.asarray(scores), 0.5
     return evaluator
 
 
 def test_groups_are_counted_on_the_images_that_were_verified():
-    verified = evaluated(np.zeros(40), np.arange(40) % 2 == 0)
+    pairs = evaluated(np.zeros(40), np.arange(40) % 2 == 0).pairs
+    evaluator = grouping.Evaluator(common.Subject("squares", pairs, lambda state: state))
+    assert list(evaluator.run({"embedding": np.ones((12, 3))})) == []  # a network without groups
     logits = np.eye(4)[[0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]]
-    verified.embeddings = np.concatenate([np.ones((12, 3)), logits], axis=1)
-    evaluator = grouping.Evaluator(verified, num_groups=4)
-    found = dict(evaluator.run(None))
+    found = dict(evaluator.run({"embedding": np.ones((12, 3)), "group_logits": logits}))
     np.testing.assert_array_equal(evaluator.chosen, logits.argmax(axis=1))
     shares = np.array([0.5, 0.25, 0.25])
     assert found["squares/group_entropy"] == pytest.approx(
@@ -300,17 +300,13 @@ def test_everything_is_drawn(tmp_path):
     rng = np.random.default_rng(0)
     same = np.arange(40) % 4 < 2
     evaluator = evaluated(rng.normal(0.3, 0.1, 40) + 0.3 * same, same, "dev")
-    untrained = {"squares": rng.normal(size=40)}
-    used = grouping.Evaluator(evaluator, num_groups=3)
+    used = grouping.Evaluator(common.Subject("squares", evaluator.pairs, lambda state: state))
     used.chosen = np.arange(12) % 3 // 2
-    pictures = plots.draw(
-        tmp_path,
-        list(lines_of(80)),
-        [evaluator],
-        untrained,
-        separability=rng.normal(0.4, 0.1, 50),
-        groupings=[used],
-    )
+    separated = geometry.Evaluator(common.Subject("prototypes"))
+    separated.separability = rng.normal(0.4, 0.1, 50)
+    pictures = plots.draw(tmp_path, list(lines_of(80)))
+    for one in (evaluator, separated, used):
+        pictures += one.pictures(tmp_path / "plots")
     names = ["loss", "learning", "squares_roc", "squares_scores", "squares_hardest"]
     names += ["separability", "squares_groups"]
     assert [picture.path.stem for picture in pictures] == names
@@ -339,24 +335,25 @@ def test_short_and_broken_series_are_drawn(records, tmp_path):
 def test_nothing_to_draw(tmp_path):
     fresh = evaluated([0.1, 0.9], [False, True])
     fresh.scores = None
-    assert plots.draw(tmp_path, [], [fresh]) == []
+    assert list(fresh.pictures(tmp_path)) == []
+    assert plots.draw(tmp_path, []) == []
     assert plots.draw(tmp_path, [{"step": 1, "loss/total": float("inf")}]) == []
 
 
 def test_equal_scores_and_few_pairs_are_drawn(tmp_path):
-    assert len(plots.draw(tmp_path, [], [evaluated([0.5, 0.5], [True, False])])) == 3
+    assert len(list(evaluated([0.5, 0.5], [True, False]).pictures(tmp_path))) == 3
 
 
 def test_hardest_pairs():
     same = [True, False, True, False, True, False]
     evaluator = evaluated([0.9, 0.8, 0.1, 0.3, 0.4, 0.95], same)
-    impostor, genuine = plots.hardest_pairs(evaluator.pairs, evaluator.scores, count=2)
+    impostor, genuine = verification.hardest_pairs(evaluator.pairs, evaluator.scores, count=2)
     assert (impostor.tolist(), genuine.tolist()) == ([5, 1], [2, 4])
     # The pairs that chose the threshold (fold 0: even ones) are not shown.
     evaluator = evaluated(
         [0.9, 0.8, 0.1, 0.3, 0.4, 0.95], [True, True, False, False] + [True] * 2, "dev"
     )
-    impostor, genuine = plots.hardest_pairs(evaluator.pairs, evaluator.scores, count=2)
+    impostor, genuine = verification.hardest_pairs(evaluator.pairs, evaluator.scores, count=2)
     assert (impostor.tolist(), genuine.tolist()) == ([3], [1, 5])
 
 

@@ -9,6 +9,7 @@ import pytest
 from commands import SMALL
 
 from marginface import build, main, sharding
+from marginface.report.run import plots
 from marginface.runs import trained
 from marginface.training.checkpoint import Checkpoints
 
@@ -19,6 +20,7 @@ def folder(tmp_path_factory, request):
     workdir = tmp_path_factory.mktemp("runs") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
+        patch.setattr(plots, "draw", lambda *_, **__: [])
         flags = (*SMALL, "--config.steps=2", "--config.evaluate.every=0")
         assert main.run([*flags, f"--workdir={workdir}"]) == 0
     return workdir

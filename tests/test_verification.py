@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import zipfile
 
@@ -208,10 +209,11 @@ def test_every_image_is_embedded_once_in_order(batch_size):
     def embed(state, batch):
         assert batch["image"].shape == (batch_size, 3)
         seen.extend(batch["label"].tolist())
-        return batch["image"] + state
+        return {"embedding": batch["image"] + state, "label": batch["label"][:, None]}
 
     found = common.embed_all(embed, 5.0, source, decode, batch_size)
-    np.testing.assert_array_equal(found, source.vectors * 2 + 5.0)
+    np.testing.assert_array_equal(found["embedding"], source.vectors * 2 + 5.0)
+    np.testing.assert_array_equal(found["label"][:, 0], range(10))
     assert source.reads == [1] * 10
     assert seen[:10] == list(range(10))
 
@@ -229,7 +231,7 @@ def test_a_batch_is_handed_over_before_the_last_is_read():
             return np.zeros((4, 2))
 
     source = Source(np.zeros((12, 3)))
-    common.embed_all(lambda _, batch: Lazy(batch["label"]), None, source, decode, 4)
+    common.embed_all(lambda _, batch: {"embedding": Lazy(batch["label"])}, None, source, decode, 4)
     assert happened == ["start 0", "start 4", "read 0", "start 8", "read 4", "read 8"]
 
 
@@ -237,13 +239,15 @@ def test_embeddings_refused():
     source = Source(np.zeros((10, 3)))
 
     def embed(state, batch):
-        return np.where(batch["label"][:, None] == 6, np.nan, batch["image"])
+        broken = np.where(batch["label"][:, None] == 6, np.nan, batch["image"])
+        return {"embedding": batch["image"], state: broken}
 
-    message = r"^the embedding of image 6 of 10 is not finite"
-    with pytest.raises(common.NotFiniteError, match=message):
-        common.embed_all(embed, None, source, decode, 4)
+    for name in ("embedding", "group_logits"):
+        message = rf"^the {name} of image 6 of 10 is not finite"
+        with pytest.raises(common.NotFiniteError, match=message):
+            common.embed_all(embed, name, source, decode, 4)
     with pytest.raises(ValueError, match="no images to embed"):
-        common.embed_all(embed, None, Source(np.zeros((0, 3))), decode, 4)
+        common.embed_all(embed, "embedding", Source(np.zeros((0, 3))), decode, 4)
 
 
 def test_an_unreadable_image_stops_the_evaluation():
@@ -275,13 +279,14 @@ def people(protocol, *, noise, seed=0):
 
 
 def embed(state, batch):
-    return batch["image"] * state
+    return {"embedding": batch["image"] * state}
 
 
 @pytest.mark.parametrize("protocol", ["dev", "folds"])
 def test_evaluator(protocol):
     pairs = people(protocol, noise=0.8)
-    evaluator = verification.Evaluator(embed, pairs=pairs, batch_size=32)
+    embedded = common.Embedded(embed, pairs, 32)
+    evaluator = verification.Evaluator(common.Subject("people", pairs, embedded))
     found = dict(evaluator.run(3.0))
     x = pairs.source.vectors / np.linalg.norm(pairs.source.vectors, axis=1, keepdims=True)
     cosine = (x[pairs.first] * x[pairs.second]).sum(axis=1)
@@ -303,6 +308,68 @@ def test_evaluator(protocol):
     assert "people/tar@far=1e-2" in found
     assert "people/tar@far=1e-3" not in found
     assert 0.7 < found["people/accuracy"] < 1
+
+
+def test_scores_and_figures_are_the_subjects():
+    pairs = people("folds", noise=0.8)
+    told = np.where(pairs.same, 0.9, 0.1)
+
+    def score(state, outputs, first, second):
+        assert state == 3.0
+        assert outputs["embedding"].shape == (120, 16)
+        return told + 0 * first * second
+
+    subject = common.Subject("mine", pairs, common.Embedded(embed, pairs, 32), score)
+    evaluator = verification.Evaluator(subject)
+    found = dict(evaluator.run(3.0))
+    assert found["mine/accuracy"] == 1.0
+    assert evaluator.ranking == "mine/accuracy"
+    with pytest.raises(ValueError, match=r"^evals\.mine\.data is missing: give 'tests' for every"):
+        verification.Evaluator(common.Subject("mine"))
+
+
+def test_images_are_embedded_once_for_a_state_however_many_ask():
+    pairs = people("folds", noise=0.8)
+    embedded = common.Embedded(embed, pairs, 32)
+    subject = common.Subject("people", pairs, embedded)
+    both = [common.Entry(verification.Evaluator(subject), 0, embedded)]
+    both.append(common.Entry(verification.Evaluator(dataclasses.replace(subject, name="b")), 6))
+    evaluators = common.Evaluators(both)
+    found = evaluators.run(3.0)
+    assert found["people/accuracy"] == found["b/accuracy"]
+    assert pairs.source.reads == [1] * 120
+    evaluators.run(3.0)  # another state may be equal: nothing is kept
+    assert pairs.source.reads == [2] * 120
+
+
+class Named:
+    """Yields one figure."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def run(self, state):
+        yield self.name, state
+
+
+def test_each_evaluator_has_its_own_interval():
+    every = {"a/x": 0, "b/x": 2, "c/x": 3}
+    evaluators = common.Evaluators([common.Entry(Named(k), n) for k, n in every.items()])
+    assert list(evaluators.run(1.5)) == list(every)
+    assert {at: list(evaluators.due(at).run(0.0)) for at in (1, 2, 3, 6)} == {
+        1: [],
+        2: ["b/x"],
+        3: ["c/x"],
+        6: ["b/x", "c/x"],
+    }
+    assert not evaluators.due(5)
+    assert evaluators.ranking is None
+
+
+def test_two_evaluators_with_one_figure_are_refused():
+    evaluators = common.Evaluators([common.Entry(Named("a/x"), 0), common.Entry(Named("a/x"), 0)])
+    with pytest.raises(ValueError, match=r"^config\.evals: two evaluators yield a/x; give one"):
+        evaluators.run(0.0)
 
 
 def test_cosine_of_a_zero_embedding_is_zero():

@@ -30,8 +30,10 @@ class Faces:
         source: records, always with "label" (int32); picklable.
         num_classes: labels run from 0 to num_classes - 1.
         labels: the labels of all records, int32 [n], without reading an image.
-        augment: host side, training only: decodes and changes at random; adds "unreadable" 0 or 1.
-        decode: host side, evaluation: decodes without randomness.
+        augment: host side, training only: decodes and changes at random. What it gives has
+            "label" and "unreadable" (int32), the number of images that could not be read and in
+            whose place this one stands: readers of files count it in the record, others add a 0.
+        decode: host side, evaluation: the same without randomness.
         to_images: device side, jittable: batch -> float32 [b, h, w, 3] in [-1, 1].
         fingerprint: sha256 of all that decides the content.
     """

@@ -12,9 +12,9 @@ from marginface.data import Faces, Pairs, RandomAccess, Record
 from marginface.typing import Int
 
 NAME = "validation"
-_SEED = 20  # of the choice, whatever config.seed: all losses and trials meet the same people
+_SEED = 20  # chooses the people; not config.seed, so that all losses and trials have the same
 _PAIRS, _FOLDS = 6000, 10
-_IMAGES = 20  # of a person at most, or the most photographed would be most of the genuine pairs
+_IMAGES = 20  # of each person at most, so that no person makes most of the genuine pairs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,12 +22,13 @@ class Images:
     """Random access to decoded images: record i is file rows[i] under labels[i].
 
     A record is {"image": uint8 [oh, ow, 3], the frame's outer box; "label": int32; "unreadable":
-    int32}. With skip, an unreadable image is replaced by the next readable record (with its own
-    label; the last is followed by the first) and "unreadable" counts the records passed over;
-    this depends on i alone, hence not on workers. skip None is that of a test, which cannot skip.
+    int32}. With skip=True, the next readable record takes the place of an unreadable image (with
+    its own label; the first follows the last) and "unreadable" counts the records passed over.
+    This depends on i alone, so it is the same for any number of workers. skip=None never skips, as
+    False, but the error does not advise it: it is for test sets.
 
     Raises:
-      ValueError: an unreadable image (names it), or with skip, 100 of them in a row.
+      ValueError: an unreadable image (names it); with skip, 100 of them in a row.
     """
 
     files: Files

@@ -140,10 +140,10 @@ def train_iterator(
     of P gets the rows [p·b, (p + 1)·b), b = batch_size / P.
 
     With images_per_identity = K, a batch is batch_size / K identities after each other, K images
-    of each, for losses over pairs. Identities come in another random order each pass over all of
-    them, none twice in a batch; those with one image have no pair and are left out. The K images
-    are random; none is repeated before all of that identity are there. All this too depends on
-    (seed, e) alone.
+    of each, for losses over pairs. Every pass over the identities has another random order, and no
+    identity stands twice in a batch; those with a single image have no pair and are left out. The
+    K images are drawn at random, one of them twice only where the identity has fewer than K. All
+    of this depends on (seed, e) alone, too.
 
     Args:
       faces: the training set; its source and augment must be picklable when workers > 0.

@@ -1,6 +1,7 @@
 """Face verification: are two images of one person? Scores of pairs, by a protocol of folds."""
 
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -73,71 +74,83 @@ def cosine_scores(
     return np.einsum("nd,nd->n", x[first], x[second])
 
 
-Score = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+def hardest_pairs(
+    pairs: Pairs, scores: Float[np.ndarray, "n"], *, count: int
+) -> tuple[Int[np.ndarray, "i"], Int[np.ndarray, "g"]]:
+    """Numbers of the impostor pairs that score highest and the genuine pairs that score lowest."""
+    shown = np.flatnonzero(tested(pairs.fold, pairs.protocol))
+    rising = shown[np.argsort(scores[shown], kind="stable")]
+    same = pairs.same[rising]
+    return rising[~same][::-1][:count], rising[same][:count]
 
 
 class Evaluator:
     """Verification on one set of pairs.
 
-    After a run, `scores` [n] holds the score of every pair, `threshold` the mean threshold and
-    `embeddings` what embed_fn gave for the images of pairs.source.
+    After a run, `scores` [n] holds the score of every pair and `threshold` the mean threshold.
     """
 
-    def __init__(
-        self,
-        embed_fn: Callable[[Any, common.Batch], np.ndarray],
-        *,
-        pairs: Pairs,
-        batch_size: int,
-        score_fn: Score | None = None,
-    ):
-        """Says how images become scores.
-
-        Args:
-            embed_fn: (state, batch) -> embeddings [batch_size, d], flip-averaged.
-            pairs: what is verified.
-            batch_size: rows of each batch.
-            score_fn: (state, embeddings [m, d], first [n], second [n]) -> scores [n], larger = more
-                alike; None for the cosine.
-        """
-        self.embed_fn = embed_fn
-        self.score_fn = score_fn
-        self.pairs = pairs
-        self.batch_size = batch_size
+    def __init__(self, subject: common.Subject):
+        """Args: subject: with a test set; its score is the cosine if it has none."""
+        self.name, self.score = subject.name, subject.score
+        self.pairs, self._outputs = subject.images()
         self.scores: np.ndarray | None = None
-        self.embeddings: np.ndarray | None = None
         self.threshold: float | None = None
 
+    @property
+    def ranking(self) -> str:
+        """The figure by which checkpoints are compared."""
+        return f"{self.name}/accuracy"
+
     def run(self, state: Any) -> Iterator[tuple[str, float]]:
-        """Embeds each image once and yields the figures, named `<pairs.name>/<figure>`.
+        """Scores the pairs and yields the figures.
 
         Accuracy follows the protocol of the pairs; AUC, EER and TAR@FAR are taken over the pairs
         that it reports on. A FAR below one impostor pair is left out: it cannot be measured.
 
         Raises:
-            NotFiniteError: an embedding or a score is not finite.
+            NotFiniteError: an output of the network or a score is not finite.
             ValueError: the pairs do not fit the protocol.
         """
-        pairs = self.pairs
-        embeddings = common.embed_all(
-            self.embed_fn, state, pairs.source, pairs.decode, self.batch_size
-        )
-        if self.score_fn is None:
-            scores = cosine_scores(embeddings, pairs.first, pairs.second)
+        pairs, outputs = self.pairs, self._outputs(state)
+        if self.score is None:
+            scores = cosine_scores(outputs["embedding"], pairs.first, pairs.second)
         else:
-            scores = self.score_fn(state, embeddings, pairs.first, pairs.second)
+            scores = self.score(state, outputs, pairs.first, pairs.second)
         folds = fold_accuracies(scores, pairs.same, pairs.fold, pairs.protocol)
         shown = tested(pairs.fold, pairs.protocol)
         curve = curves.roc(scores[shown], pairs.same[shown])
         self.scores, self.threshold = scores, float(folds.thresholds.mean())
-        self.embeddings = embeddings
 
-        yield f"{pairs.name}/accuracy", folds.mean
-        yield f"{pairs.name}/accuracy_stderr", folds.stderr
-        yield f"{pairs.name}/auc", curves.auc(curve)
-        yield f"{pairs.name}/eer", curves.eer(curve)
+        yield f"{self.name}/accuracy", folds.mean
+        yield f"{self.name}/accuracy_stderr", folds.stderr
+        yield f"{self.name}/auc", curves.auc(curve)
+        yield f"{self.name}/eer", curves.eer(curve)
         impostors = int((~pairs.same[shown]).sum())
         for far in curves.FARS:
             if float(far) >= 1 / impostors:
-                yield f"{pairs.name}/tar@far={far}", curves.tar_at_far(curve, float(far))
-        yield f"{pairs.name}/threshold", self.threshold
+                yield f"{self.name}/tar@far={far}", curves.tar_at_far(curve, float(far))
+        yield f"{self.name}/threshold", self.threshold
+
+    def pictures(self, folder: pathlib.Path) -> Iterator[common.Picture]:
+        """Draws ROC, scores and hardest pairs into the folder."""
+        if self.scores is None or self.threshold is None:
+            return
+        from marginface.evaluators import pictures as draw  # matplotlib takes long to import
+
+        name, pairs, threshold = self.name, self.pairs, self.threshold
+        shown = tested(pairs.fold, pairs.protocol)
+        scores, same = self.scores[shown], pairs.same[shown]
+        path = folder / f"{name}_roc.png"
+        draw.roc(curves.roc(scores, same), path, title=name)
+        caption = "Genuine pairs accepted, for each rate of impostor pairs accepted by mistake."
+        yield common.Picture(path, f"{name}: {caption}")
+        path = folder / f"{name}_scores.png"
+        draw.histogram(scores, same, threshold, path, title=name)
+        caption = "Scores of both kinds of pairs; what overlaps is decided wrongly."
+        yield common.Picture(path, f"{name}: {caption}")
+        path = folder / f"{name}_hardest.png"
+        impostor, genuine = hardest_pairs(pairs, self.scores, count=8)
+        draw.hardest(pairs, self.scores, threshold, impostor, genuine, path, title=name)
+        caption = "The impostor pairs most alike and the genuine pairs least alike."
+        yield common.Picture(path, f"{name}: {caption}")

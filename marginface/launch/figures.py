@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 from marginface import command
 from marginface.command import Parser
-from marginface.report.run.plots import Picture
+from marginface.evaluators.common import Picture
+from marginface.report.run import meanings
 from marginface.report.study import comparison, sweep_plots
 from marginface.report.study.comparison import ALPHA
 from marginface.report.study.rows import Row, figure, gather, seed, shares_time
@@ -35,7 +36,6 @@ from marginface.report.study.sweep_plots import MOST_LINES, WHO, Axis, Metric, S
 from marginface.runs import plan
 
 SEP, SPEED = "prototypes/sep_mean", "time/examples_per_s"
-_BESIDE = {SEP: Metric("mean Sep", less=True), SPEED: Metric("training images per second")}
 _TALLEST = 60  # settings that one interval plot shows
 
 
@@ -140,9 +140,8 @@ def _study(rows: Sequence[Row], metric: str, baseline: str) -> _Study:
 
 
 def _metric(key: str) -> Metric:
-    return Metric(
-        comparison.heading_of(key), comparison.format_of(key)[1], comparison.less_is_better(key)
-    )
+    meaning = meanings.of(key)
+    return Metric(meaning.title, meaning.form, meaning.less)
 
 
 def _words(line: comparison.Line) -> dict[str, str]:
@@ -181,7 +180,7 @@ def _labels(lines: Sequence[comparison.Line], names: Mapping[str, str]) -> dict[
 
 
 def _setting(line: comparison.Line, label: str, names: Mapping[str, str], key: str) -> Setting:
-    factor = comparison.format_of(key)[0]
+    factor = meanings.of(key).factor
     experiment, variant, _ = line.setting
     at: dict[str, Value] = {"experiment": experiment, "variant": variant}
     at |= {names[k]: _number(v) for k, v in _words(line).items()}
@@ -191,7 +190,7 @@ def _setting(line: comparison.Line, label: str, names: Mapping[str, str], key: s
         values={one: factor * value for one, value in line.values.items()},
         why=line.why,
         complete=line.complete,
-        others={name: _others(line, name) for name in _BESIDE},
+        others={name: _others(line, name) for name in (SEP, SPEED)},
     )
 
 
@@ -216,7 +215,7 @@ def _verdict(line: comparison.Line, key: str) -> str:
         return "not tested"
     if line.p > ALPHA:
         return ""
-    return "better" if (line.difference.mean < 0) == comparison.less_is_better(key) else "worse"
+    return "better" if (line.difference.mean < 0) == meanings.of(key).less else "worse"
 
 
 # ---- axes ---------------------------------------------------------------------------------------
@@ -432,7 +431,7 @@ def _beside(study: _Study, name: str, other: str) -> Iterator[_Drawn]:
         name,
         _caption(study, study.settings, what, shown=shown),
         lambda caption: sweep_plots.tradeoff(
-            shown, study.metric, other, _BESIDE[other], caption=caption
+            shown, study.metric, other, _metric(other), caption=caption
         ),
     )
 

@@ -33,6 +33,7 @@ from marginface.command import Parser
 from marginface.config import Config
 from marginface.launch.sweep import check_folders
 from marginface.launch.units import Unit
+from marginface.report.run import meanings
 from marginface.runs import folder as run_folder
 from marginface.runs import plan
 from marginface.runs.files import write_atomically
@@ -41,6 +42,7 @@ SEARCH = "search.json"
 BACKENDS = {"local": "local", "vmap": "together"}  # their units have ended when they return
 _ENDED = ("done", "diverged")
 _DIGITS = 4  # of a value tried: it is typed and read
+_ACCURACY = meanings.of("accuracy")
 
 Runner = Callable[[Sequence[Unit]], None]
 Values = dict[str, Any]
@@ -380,9 +382,9 @@ def _test(one: Search) -> str:
         return "not run"
     parts = []
     for name in next(iter(seeds.values())):
-        values = [100 * found[name] for found in seeds.values() if name in found]
-        sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        parts.append(f"{name} {statistics.mean(values):.2f}{sd}")
+        values = [_ACCURACY.factor * found[name] for found in seeds.values() if name in found]
+        sd = f" ± {statistics.stdev(values):{_ACCURACY.form}}" if len(values) > 1 else ""
+        parts.append(f"{name} {statistics.mean(values):{_ACCURACY.form}}{sd}")
     missing = len(one.test) - len(seeds)
     lost = f"; {missing} of {len(one.test)} seeds diverged" if missing else ""
     count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
@@ -390,7 +392,9 @@ def _test(one: Search) -> str:
 
 
 def _percent(accuracy: float | None) -> str:
-    return "diverged" if accuracy is None else f"{100 * accuracy:.2f}"
+    if accuracy is None:
+        return "diverged"
+    return f"{_ACCURACY.factor * accuracy:{_ACCURACY.form}}"
 
 
 def _run(units: Sequence[Unit], run: Runner, notes: Sequence[Callable[[], None]]) -> None:

@@ -89,10 +89,10 @@ def usage(group_ids: Int[Array, "n"], num_groups: int) -> Usage:
 
 def group_aware_similarity(
     embeddings: Float[np.ndarray, "m d"],
+    features: Float[np.ndarray, "m e"],
     first: Int[np.ndarray, "n"],
     second: Int[np.ndarray, "n"],
     *,
-    embedding_dim: int,
     beta: float = 0.1,
     gamma: float = 1 / 3,
 ) -> Float[np.ndarray, "n"]:
@@ -103,28 +103,20 @@ def group_aware_similarity(
     small beside the cosine.
 
     Args:
-        embeddings: rows of v, of any norm, followed by g, as the network gives it.
+        embeddings: v, of any norm.
+        features: g of the same images.
         first, second: the rows of each pair.
-        embedding_dim: length of v.
         beta: weight of the distance; 0 leaves the cosine.
         gamma: power of the distance, > 0.
 
     Returns:
         Scores, float64; the cosine is 0 where a v is zero.
 
-    Raises:
-        ValueError: the rows have nothing behind v.
-
     References:
         Kim et al., "GroupFace: Learning Latent Groups and Constructing Group-based Representations
         for Face Recognition", 2020, section 3.1.
     """
-    if embeddings.shape[1] <= embedding_dim:
-        raise ValueError(
-            f"embeddings have {embeddings.shape[1]} columns: give the {embedding_dim} of v "
-            "(embedding_dim) and behind them the group feature"
-        )
-    v, g = np.split(embeddings.astype(np.float64), [embedding_dim], axis=1)
+    v, g = embeddings.astype(np.float64), features.astype(np.float64)
     norms = np.linalg.norm(v, axis=1, keepdims=True)
     v = v / np.where(norms > 0, norms, 1.0)
     cosines = np.einsum("nd,nd->n", v[first], v[second])

@@ -21,8 +21,8 @@ def run(argv: Sequence[str]) -> None:
         ValueError: an option or a value that does not exist.
     """
     runtime.tune_cpu()
+    from marginface.evaluators import pictures
     from marginface.report import loss_pictures as losses
-    from marginface.report.run import plots
 
     parser = Parser("python -m marginface.report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     add("--out", type=pathlib.Path, default="separability.png", help="the picture")
     options = parser.parse_args(argv)
     if options.command == "separability":
-        plots.separabilities({run.name: _separability(run) for run in options.runs}, options.out)
+        pictures.separabilities({run.name: _separability(run) for run in options.runs}, options.out)
         print(options.out, flush=True)
         return
     for path in losses.draw(options.out, only=options.only, seed=options.seed):

@@ -25,7 +25,7 @@ from PIL import Image
 from marginface import build, sharding
 from marginface.losses import regularizers
 from marginface.losses.class_softmax import all_classes
-from marginface.report.run.plots import _STYLE, BLUE, GREEN, GREY, VERMILION
+from marginface.style import BLUE, GREEN, GREY, STYLE, VERMILION
 from marginface.training import objective, step
 from marginface.typing import Array
 
@@ -141,7 +141,7 @@ def embed(name: str, dim: int, faces: Faces, *, steps: int = 300, seed: int = 0)
         state, metrics = functions.train(state, images[chosen], labels[chosen], hyper, number)
     if not np.isfinite(float(metrics["loss/total"])):
         raise ValueError(f"{name} in {dim} dimensions: the loss is not finite")
-    points = np.asarray(functions.embed(state, images))
+    points = np.asarray(functions.embed(state, images)["embedding"])
     rows = means = _unit(np.eye(classes)[faces.labels].T @ _unit(points))
     if objective.one_row_a_class(config):
         rows = _unit(np.asarray(objective.weights(state["params"]["prototypes"]))[:classes])
@@ -268,7 +268,7 @@ def _inverse_softplus(loss: Array) -> Array:
 # Pictures of curves.
 
 
-@_STYLE
+@STYLE
 def margins(path: pathlib.Path) -> None:
     """Losses whose target logit is one curve: the logit above, its derivative below."""
     panels = {
@@ -303,7 +303,7 @@ def margins(path: pathlib.Path) -> None:
     _save(figure, path)
 
 
-@_STYLE
+@STYLE
 def adaptive_margins(path: pathlib.Path) -> None:
     """Losses whose margin differs from example to example: both ends of what it can be."""
     norms = {"mean": jnp.float32(40.0), "deviation": jnp.float32(10.0)}
@@ -336,7 +336,7 @@ def adaptive_margins(path: pathlib.Path) -> None:
     _save(figure, path)
 
 
-@_STYLE
+@STYLE
 def negatives(path: pathlib.Path) -> None:
     """Losses that change the other classes too: target, derivative, and a negative's logit."""
     panels = {
@@ -368,7 +368,7 @@ def negatives(path: pathlib.Path) -> None:
     _save(figure, path)
 
 
-@_STYLE
+@STYLE
 def boundaries(path: pathlib.Path) -> None:
     """Where an example is of class 1 or 2 with its margin, over its angles to both prototypes."""
     panels = {
@@ -400,7 +400,7 @@ def boundaries(path: pathlib.Path) -> None:
     _save(figure, path)
 
 
-@_STYLE
+@STYLE
 def shapes(path: pathlib.Path) -> None:
     """Losses that are not told by one logit: the loss itself, at a scale where it can be seen."""
     layout = ConstrainedLayoutEngine(h_pad=0.1)
@@ -469,7 +469,7 @@ def _broken(curve: np.ndarray) -> np.ndarray:
 # Pictures of embeddings.
 
 
-@_STYLE
+@STYLE
 def embeddings(
     path: pathlib.Path, names: Sequence[str], faces: Faces, *, steps: int = 300, seed: int = 0
 ) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ _LOCK = ".lock"
 
 # What may differ between a run and its continuation: where things are, not what they are; and
 # whether an unreadable image stops it, which is what the message of a run so stopped advises.
-MAY_CHANGE = ("data.workers", "data.kw.root", "data.kw.unreadable", "wandb.", "tensorboard")
+_MAY_CHANGE = ("data.workers", "data.kw.root", "data.kw.unreadable", "wandb.", "tensorboard")
 # Keys that the configs of earlier versions lack, and the values with which such a run continues.
 _SINCE = {"loss.precision": ("auto", "highest")}  # they ran on CPU, where both are float32
 _LOCKS: dict[pathlib.Path, int] = {}  # of the run folders that this process trains in
@@ -132,6 +133,11 @@ def require_same_data(workdir: pathlib.Path, found: str, saved: str, advice: str
         )
 
 
+def may_change(key: str) -> bool:
+    """Whether a run may be continued with another value of this key; an evaluator's data too."""
+    return re.sub(r"^evals\.[^.]+\.", "", key).startswith(_MAY_CHANGE)
+
+
 def differing(path: pathlib.Path, config_json: str) -> list[str]:
     """ "loss.scale was 24.0, is 32.0" for each key that a continued run must not change.
 
@@ -145,7 +151,7 @@ def differing(path: pathlib.Path, config_json: str) -> list[str]:
     return [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
         for key in sorted(old | new)
-        if old.get(key, ...) != new.get(key, ...) and not key.startswith(MAY_CHANGE)
+        if old.get(key, ...) != new.get(key, ...) and not may_change(key)
         # Where a walk over classes is cut decides rounding alone.
         if not key.endswith(".chunk_size")
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from marginface import config as configs
 from marginface.runs.files import write_atomically
-from marginface.runs.folder import MAY_CHANGE
+from marginface.runs.folder import may_change
 
 SWEEP = "sweep.json"
 
@@ -23,7 +23,7 @@ def folder_name(
     The folder of a sweep, whose units lie in it, and that of one run without a sweep have names of
     two rules. Both stay as they are, because runs are continued where they lie:
 
-        a sweep   keeps "," and "+"; changes of what MAY_CHANGE names make no other folder
+        a sweep   keeps "," and "+"; changes of what may_change names make no other folder
         one run   has "-" for them; every change makes another folder
 
     Args:
@@ -36,7 +36,7 @@ def folder_name(
     name = re.sub(r"[^\w.=-]+" if of_one_run else r"[^\w.=,+-]+", "-", name)
     changes = dict(changes or {})
     if not of_one_run:
-        changes = {k: v for k, v in changes.items() if not k.startswith(MAY_CHANGE)}
+        changes = {k: v for k, v in changes.items() if not may_change(k)}
     if changes:
         name += "-" + hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6]
     return name

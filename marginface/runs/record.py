@@ -202,7 +202,8 @@ class Record:
             "seconds": self.seconds,
             "data": self._fingerprint,
         }
-        self._checkpoints.save(at, state, meta, results)
+        ranked = results if results and self._best in results else None
+        self._checkpoints.save(at, state, meta, ranked)
 
     def wait(self) -> None:
         """Returns once all that was saved is on disk, and the threads that wrote it have ended."""

@@ -54,8 +54,8 @@ class Trained(NamedTuple):
 
         batch_size = -(-self.config.evaluate.batch_size // self.mesh.size) * self.mesh.size
         found = embed_all(noting, self.state, data.source, data.decode, batch_size)
-        readable = np.concatenate(unreadable)[: len(found)] == 0
-        return found[:, : self.config.model.embedding_dim], readable
+        embeddings = found["embedding"]
+        return embeddings, np.concatenate(unreadable)[: len(embeddings)] == 0
 
 
 def load(folder: pathlib.Path, *, mesh: Mesh | None = None) -> Trained:

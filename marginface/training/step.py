@@ -16,7 +16,7 @@ from marginface.lookup import nearest
 from marginface.training import optim
 from marginface.training.objective import Hyper, Metrics, Objective
 from marginface.training.objective import hyper as hyper_of
-from marginface.typing import Array, Float, Int
+from marginface.typing import Array, Int
 
 State = dict[str, Any]
 
@@ -28,14 +28,14 @@ class Step(NamedTuple):
       "opt", "step"}; "terms" and "running" are what the objective's terms train and remember.
     train: (state, images [b, h, w, 3], labels [b], hyper, seed) → (state, metrics). The old
       state's memory is reused. Where a loss or gradient is not finite the state stays as it was.
-    embed: (state, images [b, h, w, 3]) → [b, n], the outputs named by `make`'s argument side by
-      side, each the mean over image and mirror image.
+    embed: (state, images [b, h, w, 3]) → {"embedding": [b, d], ...}, all that the network gives by
+      name, each the mean over image and mirror image.
     like: shapes and shardings of the state: what a checkpoint restores into.
     """
 
     init: Callable[[Array, Hyper], State]
     train: Callable[[State, Array, Array, Hyper, Array], tuple[State, Metrics]]
-    embed: Callable[[State, Array], Array]
+    embed: Callable[[State, Array], dict[str, Array]]
     like: State
 
 
@@ -47,9 +47,8 @@ def make(
     mesh: Mesh,
     image_shape: tuple[int, int, int],
     total_steps: int,
-    outputs: tuple[str, ...] = ("embedding",),
 ) -> Step:
-    """The jitted functions. The network runs on batches split over the mesh; XLA adds the sums.
+    """The jitted functions. Every device runs the network on its part of the batch.
 
     Arguments and errors are those of `functions`.
     """
@@ -60,7 +59,6 @@ def make(
         mesh=mesh,
         image_shape=image_shape,
         total_steps=total_steps,
-        outputs=outputs,
     )
     replicated = NamedSharding(mesh, P())
     by_batch = NamedSharding(mesh, P(sharding.AXIS))
@@ -89,7 +87,6 @@ def functions(
     mesh: Mesh | None,
     image_shape: tuple[int, int, int],
     total_steps: int,
-    outputs: tuple[str, ...] = ("embedding",),
 ) -> Step:
     """The same functions, not jitted: to be transformed further (many runs in one program).
 
@@ -97,8 +94,7 @@ def functions(
 
     Batch statistics are those of the whole batch on any number of devices. With
     config.optimizer.accumulate = k, the gradient is the mean over k parts of the batch, which
-    never stand in memory together; running state passes from part to part. `outputs` are those of
-    the network that `embed` gives.
+    never stand in memory together; running state passes from part to part.
 
     Raises:
       ValueError: unknown optimizer or schedule, or accumulation together with losses over pairs.
@@ -112,6 +108,20 @@ def functions(
     if schedule.name not in optim.SCHEDULES:
         hint = nearest(schedule.name, optim.SCHEDULES)
         raise ValueError(f"schedule.name={schedule.name!r} is unknown; {hint}")
+    init = _init(model, objective, optimizer, image_shape)
+    gradients = _in_parts(_gradients(model, objective), optimizer.accumulate, mesh)
+    return Step(
+        init=init,
+        train=_train(gradients, optimizer, schedule, total_steps),
+        embed=_embed(model),
+        like=jax.eval_shape(init, jnp.zeros((), jnp.int32), hyper_of(config)),
+    )
+
+
+def _init(
+    model: nn.Module, objective: Objective, optimizer: Config, image_shape: tuple[int, int, int]
+) -> Callable[[Array, Hyper], State]:
+    """Step.init."""
 
     @jax.jit  # traced once, for shapes and for values
     def init(seed: Int[Array, ""], hyper: Hyper) -> State:
@@ -128,6 +138,17 @@ def functions(
             "opt": optim.direction(optimizer.name, zeros).init(params),
             "step": jnp.zeros((), jnp.int32),
         }
+
+    return init
+
+
+# (params, memory, images, labels, hyper, step, key) → (gradients, memory, metrics); the memory is
+# (batch statistics, running state), as one batch leaves it to the next.
+_Gradients = Callable[..., tuple[Any, Any, Metrics]]
+
+
+def _gradients(model: nn.Module, objective: Objective) -> _Gradients:
+    """Those of a batch as a whole."""
 
     def loss(
         params: Any,
@@ -153,7 +174,22 @@ def functions(
         )
         return total, ((updated.get("batch_stats", {}), running), metrics)
 
-    def gradients(
+    def gradients(*arguments: Any) -> tuple[Any, Any, Metrics]:
+        grads, (memory, metrics) = jax.grad(loss, has_aux=True)(*arguments)
+        return grads, memory, metrics
+
+    return gradients
+
+
+def _in_parts(gradients: _Gradients, parts: int, mesh: Mesh | None) -> _Gradients:
+    """The mean over so many parts of the batch, one after the other."""
+    if parts == 1:
+        return gradients
+
+    def split(x: Array) -> Array:  # every part takes from every device: nothing moves
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def mean(
         params: Any,
         memory: tuple[Any, Any],
         images: Array,
@@ -162,25 +198,13 @@ def functions(
         step: Array,
         key: Array,
     ) -> tuple[Any, Any, Metrics]:
-        parts = optimizer.accumulate
-        if parts == 1:
-            grads, (memory, metrics) = jax.grad(loss, has_aux=True)(
-                params, memory, images, labels, hyper, step, key
-            )
-            return grads, memory, metrics
-
-        def split(x: Array) -> Array:  # every part takes from every device: nothing moves
-            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
         def one_part(carry: tuple, part: tuple) -> tuple:
             sums, memory = carry
             images, labels, key = part
             if mesh is not None:
                 by_batch = NamedSharding(mesh, P(sharding.AXIS))
                 images = jax.lax.with_sharding_constraint(images, by_batch)
-            grads, (memory, metrics) = jax.grad(loss, has_aux=True)(
-                params, memory, images, labels, hyper, step, key
-            )
+            grads, memory, metrics = gradients(params, memory, images, labels, hyper, step, key)
             return (jax.tree.map(jnp.add, sums, grads), memory), metrics
 
         start = (jax.tree.map(jnp.zeros_like, params), memory)
@@ -188,8 +212,16 @@ def functions(
         (sums, memory), metrics = jax.lax.scan(
             one_part, start, (split(images), split(labels), keys)
         )
-        mean = jax.tree.map(lambda x: x / parts, sums)
-        return mean, memory, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        grads = jax.tree.map(lambda x: x / parts, sums)
+        return grads, memory, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+
+    return mean
+
+
+def _train(
+    gradients: _Gradients, optimizer: Config, schedule: Config, total_steps: int
+) -> Callable[..., tuple[State, Metrics]]:
+    """Step.train."""
 
     def train(
         state: State, images: Array, labels: Array, hyper: Hyper, seed: Int[Array, ""]
@@ -226,18 +258,23 @@ def functions(
         step = jnp.where(finite, step + 1, step)
         return if_finite(new, old) | {"opt": opt, "step": step}, metrics
 
-    def embed(state: State, images: Array) -> Float[Array, "b n"]:
+    return train
+
+
+def _embed(model: nn.Module) -> Callable[[State, Array], dict[str, Array]]:
+    """Step.embed."""
+
+    def embed(state: State, images: Array) -> dict[str, Array]:
         variables = {"params": state["params"]["network"], "batch_stats": state["stats"]}
 
         @jax.jit  # traced once, for both
-        def chosen(variables: Any, images: Array) -> Array:
-            found = models.outputs(model.apply(variables, images, train=False))
-            return jnp.concatenate([found[name] for name in outputs], axis=1)
+        def outputs(variables: Any, images: Array) -> dict[str, Array]:
+            return models.outputs(model.apply(variables, images, train=False))
 
-        return 0.5 * (chosen(variables, images) + chosen(variables, images[:, :, ::-1]))
+        as_is, mirrored = outputs(variables, images), outputs(variables, images[:, :, ::-1])
+        return {name: 0.5 * (as_is[name] + mirrored[name]) for name in as_is}
 
-    like = jax.eval_shape(init, jnp.zeros((), jnp.int32), hyper_of(config))
-    return Step(init, train, embed, like)
+    return embed
 
 
 def _shared(updates: Any, opt: Any, kept: Any) -> tuple[Any, Any]:

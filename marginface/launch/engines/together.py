@@ -26,6 +26,7 @@ from marginface import build, devices, runtime, sharding
 from marginface import config as configs
 from marginface.command import DIVERGED, INPUT_ERROR, RUN_AGAIN
 from marginface.data import pipeline
+from marginface.evaluators.common import Evaluators
 from marginface.launch.engines.board import Board
 from marginface.launch.units import Unit
 from marginface.report.run import page
@@ -99,7 +100,6 @@ class _Program:
         config, self.mesh = self.config, sharding.make_mesh(1)  # a unit alone, to evaluate it
         self.faces, test_sets = build.load_data(config)
         self.total = build.total_steps(config, self.faces, self.mesh)
-        self.best = f"{next(iter(test_sets))}/accuracy" if test_sets else None
         self.alone = build.make_steps(config, self.faces, self.mesh, self.total)
         self.evaluators = build.make_evaluators(
             config, self.faces, test_sets, self.alone, self.mesh
@@ -206,7 +206,7 @@ class _Run:
             unit.config,
             fingerprint=program.faces.fingerprint,
             total_steps=program.total,
-            best_metric=program.best,
+            best_metric=program.evaluators.ranking,
             origin=unit.origin(),
             started=time.monotonic(),
         )
@@ -320,8 +320,8 @@ class _Chunk:
             self.board.show()
             stop = preemption.requested(now)
             last = now == program.total
-            every = config.evaluate.every
-            if stop or last or now % config.checkpoint_every == 0 or (every and now % every == 0):
+            due = program.evaluators.due(now)
+            if stop or last or due or now % config.checkpoint_every == 0:
                 self._settle(pending, seeds, keep=0)
                 self._pause(states, now, stop=stop, last=last)
             if stop and not last:
@@ -357,13 +357,13 @@ class _Chunk:
 
     def _pause(self, states: Any, now: int, *, stop: bool, last: bool) -> None:
         """Evaluates, saves and reports each unit, as the plain command would at this step."""
-        every = self.program.config.evaluate.every
-        evaluating = last or bool(every and now % every == 0)
+        evaluators = self.program.evaluators
+        due = evaluators if last else evaluators.due(now)
         for lane, run in enumerate(self.runs):
             if not run.alive:
                 continue
             try:
-                self._save_one(run, self._slice(states, lane), now, evaluating, last)
+                self._save_one(run, self._slice(states, lane), now, due, last)
             except DivergedError as error:
                 run.stop(DIVERGED, str(error))
             except (ValueError, OSError) as error:  # of this unit; the others go on
@@ -374,10 +374,8 @@ class _Chunk:
                 self.board.ended(run.unit)
             run.record.window.restart_clock()
 
-    def _save_one(self, run: _Run, state: Any, now: int, evaluating: bool, last: bool) -> None:
-        results = None
-        if evaluating:
-            results = run.record.evaluate(now, self.program.evaluators.run, state)
+    def _save_one(self, run: _Run, state: Any, now: int, due: Evaluators, last: bool) -> None:
+        results = run.record.evaluate(now, due.run, state) if due or last else None
         if self.begun < now:
             if results is not None:
                 run.write(now, results)
@@ -386,17 +384,14 @@ class _Chunk:
             self._report(run, results)
 
     def _report(self, run: _Run, results: dict[str, float]) -> None:
-        evaluators = self.program.evaluators
         with run.logging():
             page.report(
                 run.unit.folder,
                 results=results,
-                evaluators=evaluators.verifications,
+                evaluators=self.program.evaluators,
                 mesh=self.program.mesh,
                 seconds=run.record.seconds,
                 command=run.unit.origin()["command"],
-                separability=evaluators.separability,
-                groupings=evaluators.groupings,
                 walk=build.walk_of(run.unit.config, self.program.faces, self.program.mesh),
             )
         run.close()

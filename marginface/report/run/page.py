@@ -8,14 +8,13 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from marginface.config import dotted
-from marginface.evaluators import grouping, verification
 from marginface.report.run import meanings
 from marginface.runs import folder as run_folder
 from marginface.runs import provenance
@@ -30,25 +29,21 @@ def report(
     workdir: pathlib.Path,
     *,
     results: Mapping[str, float],
-    evaluators: Sequence[verification.Evaluator],
+    evaluators: Iterable[Any],
     mesh: Mesh,
     seconds: float,
     command: str | None = None,
-    separability: np.ndarray | None = None,
-    groupings: Sequence[grouping.Evaluator] = (),
     walk: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes summary.json, plots/, separability.npy and summary.md, and prints the final table.
+    """Writes summary.json, plots/, evaluators' arrays and summary.md, and prints the final table.
 
     Args:
         workdir: holds config.json and metrics.jsonl.
         results: the final evaluation.
-        evaluators: those that have run; their scores are drawn.
+        evaluators: those that have run; see marginface.evaluators for what they may leave.
         mesh: the devices of the run.
         seconds: how long it took.
         command: what to type to run it again.
-        separability: Sep_i of every class, if there are prototypes.
-        groupings: evaluators of latent groups, if there are groups.
         walk: what loss.precision and loss.chunk_size came to, if classes are walked over.
     """
     from marginface.report.run import plots
@@ -67,11 +62,13 @@ def report(
         untrained={k: v for k, v in untrained.items() if k in results},
     )
     write_summary(workdir, summary)
-    if separability is not None:
-        np.save(workdir / run_folder.SEPARABILITY, separability)
-    pictures = plots.draw(
-        workdir, records, evaluators, separability=separability, groupings=groupings
-    )
+    pictures = plots.draw(workdir, records)
+    for evaluator in evaluators:
+        if hasattr(evaluator, "arrays"):
+            for name, array in evaluator.arrays().items():
+                np.save(workdir / f"{name}.npy", array)
+        if hasattr(evaluator, "pictures"):
+            pictures += evaluator.pictures(workdir / run_folder.PLOTS)
     config = json.loads(config_json)
     write_page(
         workdir, summary, title=workdir.name, command=command, config=config, pictures=pictures
@@ -221,12 +218,12 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for name in names:
         before = summary.get(_UNTRAINED + name)
         cells = ["" if before is None else _text(name, before)] if baseline else []
-        rows.append([name, *cells, _with_error(summary, name), meanings.meaning(name)[1]])
+        rows.append([name, *cells, _with_error(summary, name), meanings.of(name).line])
     return rows
 
 
 def _text(name: str, value: float | None) -> str:
-    return "not finite" if not _is_finite(value) else meanings.meaning(name)[0].format(value)
+    return "not finite" if not _is_finite(value) else meanings.of(name).format.format(value)
 
 
 def _with_error(summary: Mapping[str, Any], name: str) -> str:

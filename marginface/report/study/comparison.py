@@ -9,16 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from marginface.lookup import nearest
+from marginface.report.run import meanings
 from marginface.report.study import published, statistics, tables
 from marginface.report.study.rows import Row, Setting, figure, seed, settings, shares_time
 from marginface.report.study.tables import NOTHING, Cell, Table, number
 from marginface.runs import plan
 
 ALPHA = 0.05
-_PERCENT = ("accuracy", "eer", "top1", "tar@far")
-_LESS_IS_BETTER = ("eer", "sep_mean", "sep_var", "wall_s")
 _MOST_NAMED = 5  # settings in one line
-_HEADINGS = {"auc": "AUC", "sep_mean": "mean Sep", "sep_var": "var Sep", "wall_s": "wall time, s"}
 
 
 class Line(NamedTuple):
@@ -139,7 +137,7 @@ def make_lines(rows: Sequence[Row], key: str) -> list[Line]:
     lines = [_line(setting, group, key) for setting, group in settings(rows).items()]
     least = min(2, max((len(line.values) for line in lines), default=0))
     lines = [line._replace(complete=least <= len(line.values) == len(line.rows)) for line in lines]
-    sign = 1 if less_is_better(key) else -1
+    sign = 1 if meanings.of(key).less else -1
 
     def order(line: Line) -> tuple[bool, bool, float, Setting]:
         rank = sign * float(line.interval.mean) if line.values else 0.0
@@ -199,7 +197,7 @@ def _is_best(line: Line, lines: Sequence[Line], key: str) -> bool:
         return False
     if line.difference is None or not line.p <= ALPHA:
         return False
-    return bool(line.difference.mean < 0) == less_is_better(key)
+    return bool(line.difference.mean < 0) == meanings.of(key).less
 
 
 # ---- columns -------------------------------------------------------------------------------------
@@ -218,13 +216,15 @@ def _columns(
             columns.append(_Column(heading, "l", [Cell(text, code=True) for text in texts]))
     columns.append(_column("seeds", map(_counted, lines)))
     means = [Cell(_mean(line, key), bold=_is_best(line, lines, key)) for line in lines]
-    columns.append(_Column(f"{heading_of(key)}, mean ± 95 %", "r", means))
+    columns.append(_Column(f"{meanings.of(key).title}, mean ± 95 %", "r", means))
     if base is not None:
         texts = [_difference(line, key, base) for line in lines]
         columns.append(_column(f"difference to {base.setting[0]}", texts))
         columns.append(_column("p (Holm)", (tables.p_value(line.p) for line in lines)))
     for other in _others(lines, key):
-        columns.append(_column(heading_of(other), (_plain_mean(line, other) for line in lines)))
+        columns.append(
+            _column(meanings.of(other).title, (_plain_mean(line, other) for line in lines))
+        )
     return columns
 
 
@@ -261,16 +261,16 @@ def _difference(line: Line, key: str, base: Line) -> str:
 
 
 def _with_half(mean: float, half: float, key: str, *, signed: bool = False) -> str:
-    factor, form = format_of(key)
-    text = number(factor * mean, form, signed=signed)
-    return text if np.isnan(half) else f"{text} ± {number(factor * half, form)}"
+    meaning = meanings.of(key)
+    text = number(meaning.factor * mean, meaning.form, signed=signed)
+    return text if np.isnan(half) else f"{text} ± {number(meaning.factor * half, meaning.form)}"
 
 
 def _plain_mean(line: Line, key: str) -> str:
     found = [figure(row, key) for row in line.rows if seed(row) in line.values]
     values = [value for value in found if value is not None]
-    factor, form = format_of(key)
-    return number(factor * float(np.mean(values)) if values else None, form)
+    meaning = meanings.of(key)
+    return number(meaning.factor * float(np.mean(values)) if values else None, meaning.form)
 
 
 # ---- notes ---------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def _explained(
     labels: Mapping[Setting, Sequence[str]],
 ) -> str:
     """How to read the numbers."""
-    unit = " in percent" if format_of(key)[0] == 100 else ""
+    unit = " in percent" if meanings.of(key).unit == "%" else ""
     what = "mean over seeds; no interval: none has two seeds with different figures"
     if any(line.interval.half == line.interval.half for line in lines):
         what = (
@@ -422,24 +422,6 @@ def find_line(lines: Sequence[Line], text: str) -> Line:
 def _has(line: Line, word: str) -> bool:
     """Whether a setting has the override KEY=VALUE; the end of a dotted key is enough."""
     return any(o == word or o.endswith(f".{word}") for o in shlex.split(line.setting[2]))
-
-
-def format_of(key: str) -> tuple[float, str]:
-    """Factor and format: percent with two digits, seconds whole, all else with four decimals."""
-    last = key.rpartition("/")[2]
-    if last.startswith(_PERCENT):
-        return 100.0, ".2f"
-    return 1.0, ".0f" if last == "wall_s" else ".4f"
-
-
-def heading_of(key: str) -> str:
-    last = key.rpartition("/")[2]
-    return f"{_HEADINGS.get(last, last)}{' (%)' if format_of(key)[0] == 100 else ''}"
-
-
-def less_is_better(key: str) -> bool:
-    last = key.rpartition("/")[2]
-    return last in _LESS_IS_BETTER or last.endswith("_stderr") or key.startswith("loss/")
 
 
 def kind_of(row: Row) -> str:

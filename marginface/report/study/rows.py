@@ -17,7 +17,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from marginface.config import dotted
+from marginface.config import dotted, translate
 from marginface.runs import folder as run_folder
 from marginface.runs import plan, provenance
 
@@ -240,7 +240,7 @@ def _words(overrides: Mapping[str, Any]) -> str:
     """ "key=value key=value", sorted, without the seed and what only says where things are."""
     words = []
     for key, value in sorted(overrides.items()):
-        if key == "seed" or key.startswith(run_folder.MAY_CHANGE):
+        if key == "seed" or run_folder.may_change(key):
             continue
         if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
             value = int(value)  # 1 in the sweep is 1.0 in the run
@@ -277,8 +277,8 @@ def _device(summary: Mapping[str, Any]) -> str:
 def _without_seed(config: Mapping[str, Any]) -> str:
     flat = {
         key: value
-        for key, value in dotted(config).items()
-        if key != "seed" and not key.startswith(run_folder.MAY_CHANGE)
+        for key, value in dotted(translate(config)).items()
+        if key != "seed" and not run_folder.may_change(key)
     }
     return json.dumps(flat, sort_keys=True)
 

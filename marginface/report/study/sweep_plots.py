@@ -25,9 +25,9 @@ from matplotlib.scale import scale_factory
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from marginface.report.run.plots import _STYLE, _WIDTH, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
 from marginface.report.study import statistics
 from marginface.report.study.tables import number
+from marginface.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILION, WIDTH
 from marginface.typing import Bool, Float
 
 Value = float | str
@@ -97,7 +97,7 @@ def interval(values: Mapping[int, float]) -> tuple[float, float]:
     return float(found.mean), float(found.half)
 
 
-@_STYLE
+@STYLE
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes the whole picture or none, in 256 colours: a third of the size."""
     drawn = io.BytesIO()
@@ -110,7 +110,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
 # ---- along axes ---------------------------------------------------------------------------------
 
 
-@_STYLE
+@STYLE
 def lines(
     settings: Sequence[Setting],
     metric: Metric,
@@ -253,7 +253,7 @@ def _placed(values: Sequence[Value], some: Sequence[Value]) -> Float[np.ndarray,
 # ---- cells --------------------------------------------------------------------------------------
 
 
-@_STYLE
+@STYLE
 def heat_maps(
     settings: Sequence[Setting],
     metric: Metric,
@@ -280,7 +280,7 @@ def heat_maps(
     height = 0.45 * len(y.values) + 0.7
     figure, panels = _panels(columns, rows, height=height, most=beside)
     across = len(x.values) * sum(panel.bottom for panel in panels)
-    figure.set_figwidth(min(_WIDTH, max(4.5, 1.6 + 0.9 * across)))
+    figure.set_figwidth(min(WIDTH, max(4.5, 1.6 + 0.9 * across)))
     means = [interval(s.values)[0] for s in settings if s.values]
     colours = matplotlib.colormaps[_DARK_IS_BETTER + "_r" * metric.less]
     norm = Normalize(min(means), max(means))
@@ -329,7 +329,7 @@ def _ink(colour: Sequence[float]) -> str:
 # ---- many axes ----------------------------------------------------------------------------------
 
 
-@_STYLE
+@STYLE
 def parallel(
     settings: Sequence[Setting], metric: Metric, axes_of: Sequence[Axis], *, caption: str = ""
 ) -> Figure:
@@ -349,7 +349,7 @@ def parallel(
     means = np.array([interval(s.values)[0] for s in drawn])
     ruler = MaxNLocator(6, steps=[1, 2, 5, 10])
     ticks = [t for t in ruler.tick_values(means.min(), means.max()) if _within(t, means)]
-    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     heights = [_node_heights(drawn, axis) for axis in axes_of]
     heights.append(_unit(means, means.min(), means.max()))
@@ -415,7 +415,7 @@ def _upright(
 # ---- beside another figure ----------------------------------------------------------------------
 
 
-@_STYLE
+@STYLE
 def tradeoff(
     settings: Sequence[Setting],
     metric: Metric,
@@ -439,7 +439,7 @@ def tradeoff(
     y, tall = np.array([interval(s.values) for s in drawn]).T
     x, wide = np.array([interval(s.others[other]) for s in drawn]).T
     best = pareto_front(x, y, less=(beside.less, metric.less))
-    figure = Figure(figsize=(_WIDTH, 5.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(x, y, tall, wide, fmt="none", ecolor=GREY, elinewidth=0.8, alpha=0.45, zorder=1)
     axes.plot(x[~best], y[~best], "o", color=GREY, markersize=5, zorder=3)
@@ -590,7 +590,7 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 # ---- all settings -------------------------------------------------------------------------------
 
 
-@_STYLE
+@STYLE
 def forest(
     settings: Sequence[Setting],
     metric: Metric,
@@ -616,7 +616,7 @@ def forest(
         plain, others = "black", (s.label for s in drawn if s.label != baseline.label)
         given = {label: (verdicts or {}).get(label, "not tested") for label in others}
     places = np.arange(len(drawn), 0, -1)
-    figure = Figure(figsize=(_WIDTH, 1.3 + 0.21 * len(drawn)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.21 * len(drawn)), layout="constrained")
     axes = figure.subplots()
     for setting, place in zip(drawn, places, strict=True):
         mean, half = interval(setting.values)
@@ -671,7 +671,7 @@ def _panels(
     high = len(parts) // in_row if in_row <= most else math.ceil(len(parts) / most)
     wide = math.ceil(len(parts) / high)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-    figure = Figure(figsize=(_WIDTH, 1.2 + height * high), layout=layout)
+    figure = Figure(figsize=(WIDTH, 1.2 + height * high), layout=layout)
     grid = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).ravel()
     for unused in grid[len(parts) :]:
         unused.remove()
@@ -680,7 +680,7 @@ def _panels(
         bottom = i + wide >= len(parts)
         axes.tick_params(labelbottom=bottom)
         axes.set_title(", ".join(_equals(a, part[a.name]) for a in axes_of), size=10)
-        panels.append(_Panel(axes, part, i % wide == 0, bottom, _WIDTH / wide))
+        panels.append(_Panel(axes, part, i % wide == 0, bottom, WIDTH / wide))
     return figure, panels
 
 
