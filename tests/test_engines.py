@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,9 +85,8 @@ def programs(tmp_path, monkeypatch):
     def make(**bodies):
         for name, body in bodies.items():
             path = folder / name
-            path.write_text(
-                f'#!/bin/bash\n{sys.executable} -c "{note}" {folder / name} "$@"\n{body}\n'
-            )
+            writes = shlex.join([sys.executable, "-c", note, str(path)])
+            path.write_text(f'#!/bin/bash\n{writes} "$@"\n{body}\n')
             path.chmod(0o755)
 
     def calls(name):
@@ -262,6 +262,7 @@ def test_a_tpu_whose_state_nobody_can_tell_is_not_taken_for_gone(two, programs):
     assert not any("create" in words for words in programs.calls("gcloud"))
 
 
+@pytest.mark.exhaustive
 def test_what_gcloud_is_told_passes_its_parser(two, programs, tmp_path):
     gcloud = shutil.which("gcloud")
     if not gcloud:
@@ -288,6 +289,7 @@ def test_what_gcloud_is_told_passes_its_parser(two, programs, tmp_path):
         assert right == ("--no-such" not in words), done.stderr
 
 
+@pytest.mark.exhaustive
 def test_skypilot_takes_the_tasks(two, tmp_path):
     python = os.environ.get("MARGINFACE_SKY_PYTHON")
     if not python:
@@ -310,6 +312,7 @@ def test_skypilot_takes_the_tasks(two, tmp_path):
         assert done.returncode == code, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_xpk_makes_a_jobset(two, tmp_path, monkeypatch):
     xpk = os.environ.get("MARGINFACE_XPK") or shutil.which("xpk")
     if not xpk:
