@@ -55,7 +55,7 @@ def test_embeddings_stand_in_the_order_of_the_data(run):
         records = [data.decode(data.source[i]) for i in chosen]
         batch = {k: np.stack([r[k] for r in records]) for k in records[0]}
         images = data.to_images(batch)
-        alone = run.steps.embed(run.state, jax.device_put(images))
+        alone = run.steps.embed(run.state, jax.device_put(images))["embedding"]
         np.testing.assert_allclose(embeddings[chosen], np.asarray(alone), rtol=1e-4, atol=1e-5)
 
 

@@ -63,6 +63,7 @@ def report(
     )
     write_summary(workdir, summary)
     pictures = plots.draw(workdir, records)
+    (workdir / run_folder.PLOTS).mkdir(exist_ok=True)
     for evaluator in evaluators:
         if hasattr(evaluator, "arrays"):
             for name, array in evaluator.arrays().items():
