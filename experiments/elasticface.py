@@ -3,8 +3,8 @@
     target: s cos(θ_y + m_i),   others: s cos θ_j,   m_i ~ N(m, σ²)
 
 Boutros et al., ElasticFace: Elastic Margin Loss for Deep Face Recognition, 2022, equation 5;
---config.loss.kw.plus=True hands the draws out by difficulty, --config.loss.kw.target=cos draws
-CosFace's margin (the paper's m 0.35).
+--config.loss.kw.plus=True hands the draws out by difficulty,
+--config.loss.kw.target=additive_cosine draws CosFace's margin (the paper's m 0.35).
 
     python -m marginface.main --config experiments/elasticface.py:data=small
 
@@ -28,7 +28,7 @@ def get_config(arg=None):
         without=("margin",),
         m=common.by_size(arg, published=0.5, small=0.3),
         deviation=0.0125,
-        target="arc",
+        target="additive_angular",
         plus=False,
     )
     return config

@@ -81,13 +81,12 @@ def from_path(name: str, key: str, table: str = "") -> Any:
       ValueError: no such file, module or name, or code that cannot be run: one line.
     """
     where, _, wanted = name.rpartition(":")
-    path = pathlib.Path(where)
-    if path.suffix == ".py" and not path.is_file():
+    path, is_file = pathlib.Path(where), where.endswith(".py")
+    if is_file and not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else f"no Python file in {path.parent}"
         raise ValueError(f"{key}={name!r}: no such file; {hint}")
     try:
-        is_file = path.suffix == ".py"
         module = _run(path.resolve(), path.read_bytes()) if is_file else _import(where)
     except Exception as error:
         raise ValueError(f"{key}={name!r}: {_where(error, path)}{_what(error)}") from error
@@ -137,14 +136,22 @@ def _what(error: Exception) -> str:
 
 
 def check_arguments(
-    function: Callable, kwargs: Iterable[str], key: str, given: Iterable[str] = ()
+    function: Callable,
+    kwargs: Iterable[str],
+    key: str,
+    given: Iterable[str] = (),
+    *,
+    by_name: bool = False,
 ) -> None:
     """Raises a one-line ValueError unless `kwargs` are exactly what `function` still asks for.
 
-    `given` are arguments that it gets from elsewhere.
+    `given` are arguments that it gets from elsewhere. So are, unless it is called `by_name`, all
+    that may be given by position.
     """
     parameters = {
-        n: p for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY
+        n: p
+        for n, p in inspect.signature(function).parameters.items()
+        if p.kind == p.KEYWORD_ONLY or (by_name and p.kind == p.POSITIONAL_OR_KEYWORD)
     }
     called, given = getattr(function, "__name__", "the function"), set(given)
     for name in kwargs:

@@ -120,7 +120,7 @@ def elasticface(x, w, y, drawn, s, target, plus, at=None):
         given = np.empty_like(drawn)
         given[np.argsort(-cos)] = np.sort(drawn)
         drawn = given
-    form = {"arc": oracles.additive_angular, "cos": oracles.additive_cosine}[target]
+    form = getattr(oracles, target)
     return softmax(x, w, y, lambda theta: form(theta, drawn), s)
 
 

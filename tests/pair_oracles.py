@@ -37,7 +37,7 @@ def mine(x, labels, margin, triplets="semi_hard", positives="all", negatives="al
     d, everyone, chosen = square_distances(x), range(len(x)), []
     for a in everyone:
         friends = [p for p in everyone if p != a and labels[p] == labels[a]]
-        if positives == "hard":
+        if positives == "hardest":
             friends = sorted(friends, key=lambda p: -d[a][p])[:1]
         for p in friends:
             strangers = [

@@ -411,5 +411,5 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path, mesh):
         wanted = state("joint.center", "loss.sphereface2")
         _, restored, _ = checkpoints.restore(shapes(wanted))
         assert_equal(restored, wanted)
-        with pytest.raises(ValueError, match=r"opt.0.terms.ring.centers is absent there"):
+        with pytest.raises(ValueError, match=r"opt.0.terms.joint.ring.centers is absent th"):
             checkpoints.restore(shapes(state("joint.center", "loss.sphereface2", "joint.ring")))

@@ -168,7 +168,11 @@ CASES = {
             ),
             least=None,
         )
-        for target, plus in (("arc", False), ("arc", True), ("cos", False))
+        for target, plus in (
+            ("additive_angular", False),
+            ("additive_angular", True),
+            ("additive_cosine", False),
+        )
     },
     "subcenter_arcface": Case(
         softmax(margins.additive_angular, similarity=similarity.subcenter_cosine),
@@ -555,8 +559,17 @@ def test_what_a_loss_starts_with():
 
 
 def test_an_unknown_target_of_elasticface_is_named():
-    with pytest.raises(ValueError, match="target='sin' is unknown; known: arc, cos"):
+    with pytest.raises(ValueError, match="target='sin' is unknown; known: additive_angular, add"):
         mean_loss(Case(named("elasticface", key=KEY, target="sin"), None), 0.5)
+
+
+@pytest.mark.parametrize("word", ["angular", "cosine"])
+def test_the_targets_of_elasticface_have_an_earlier_word(word):
+    now, before = (
+        mean_loss(Case(named("elasticface", key=KEY, target=target), None), 0.5)
+        for target in (f"additive_{word}", {"angular": "arc", "cosine": "cos"}[word])
+    )
+    assert now == before
 
 
 def test_a_sample_holds_every_label_and_is_drawn_without_replacement():

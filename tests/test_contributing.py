@@ -96,8 +96,8 @@ def test_a_loss_of_ones_own_touches_nothing(tmp_path, monkeypatch):
     _, (after, figures) = jax.jit(made.loss)(
         params, running, {"embedding": x}, labels, hyper, jnp.int32(0), key
     )
-    assert float(after["loss.GROWING"]["m"]) == np.float32(0.01 * 0.4)
-    assert float(figures["train/GROWING_m"]) == np.float32(0.01 * 0.4)
+    assert float(after["loss.growing"]["m"]) == np.float32(0.01 * 0.4)
+    assert float(figures["train/growing_m"]) == np.float32(0.01 * 0.4)
     np.testing.assert_allclose(figures["loss/short"], np.mean(np.sum(x**2, axis=1)), rtol=1e-6)
 
 

@@ -115,10 +115,127 @@ def test_terms_of_one_name_in_two_sections_stay_apart(tmp_path):
     assert parts[1] - parts[2] == pytest.approx(3.0, rel=1e-5)  # (2 − 1) · embedding_dim
 
 
+def test_one_loss_may_stand_twice_each_with_its_figures():
+    config = triplet.get_config()
+    config.pairs.wide = {
+        **config.pairs.triplet,
+        "name": "triplet",
+        "margin": 0.5,
+        "triplets": "all",
+    }
+    config.pairs.total = {"name": "contrastive", "margin": 1.0, "weight": 1.0}
+    total, metrics = evaluate_pairs(config)
+    parts = {k: metrics[f"loss/{k}"] for k in ("triplet", "wide", "pairs.total")}
+    assert len(set(parts.values())) == 3
+    assert total == metrics["loss/total"] == pytest.approx(sum(parts.values()), rel=1e-6)
+    assert metrics["train/spread"] == metrics["train/wide_spread"] > 0
+    assert metrics.keys() >= {"train/collapsed", "train/wide_collapsed"}
+
+
+def evaluate_pairs(config):
+    made = objective.make(
+        config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
+    )
+    key, hyper = jax.random.key(0), objective.hyper(config)
+    params, running = made.init(key, hyper)
+    output, labels = {"embedding": jax.random.normal(key, (6, 3))}, jnp.arange(6) // 2
+    total, (_, metrics) = jax.jit(made.loss)(
+        params, running, output, labels, hyper, jnp.int32(0), key
+    )
+    return float(total), {k: float(v) for k, v in metrics.items()}
+
+
+MINE = """
+import jax.numpy as jnp
+from marginface.losses import Loss
+
+def sharp(embeddings, labels, *, quality, power=2.0):
+    return (embeddings**power).sum(axis=1) * quality[:, 0]
+
+def whole(embeddings): return embeddings.sum()
+def both(embeddings): return embeddings.sum(axis=1), {"n": 1}
+def forgets(embeddings, *, running): return embeddings.sum(axis=1)
+def learns(embeddings, *, learned): return embeddings.sum(axis=1)
+def bare(embeddings, labels, classes): return embeddings.sum(axis=1)
+def strange(embeddings, temper): return embeddings.sum(axis=1)
+THREE = 3
+
+LOSSES = {
+    "sharp": Loss(sharp, outputs=("quality",)),
+    "forgets": Loss(forgets, running=lambda: {"n": jnp.zeros(())}),
+}
+"""
+
+
+def test_a_loss_of_ones_own_asks_for_an_output_of_the_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    config = triplet.get_config()
+    config.pairs = {}
+    config.joint.sharp = {"name": "mine.py:sharp", "weight": 1.0}
+    made = objective.make(
+        config, num_classes=6, embedding_dim=3, mesh=sharding.make_mesh(1), total_steps=1
+    )
+    key, hyper, labels = jax.random.key(0), objective.hyper(config), jnp.arange(4)
+    output = {"embedding": jnp.full((4, 3), 2.0), "quality": jnp.arange(4.0)[:, None]}
+    total, _ = made.loss({"terms": {}}, {}, output, labels, hyper, jnp.int32(0), key)
+    assert float(total) == 12 * 1.5
+    del output["quality"]
+    with pytest.raises(ValueError, match=r"joint\.sharp asks for quality, which there is not"):
+        made.loss({"terms": {}}, {}, output, labels, hyper, jnp.int32(0), key)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("whole", r"joint.mine gives values of shape \[\]: one for each example is needed"),
+        ("both", r"joint.mine gives a state, and nothing says how it starts"),
+        ("forgets", r"joint.mine gives no next state"),
+        ("learns", r"joint.mine.name='mine.py:learns' asks for learned, and nothing says how tha"),
+        ("strange", r"joint.mine.temper is missing: strange needs it"),
+        ("THREE", r"joint.mine.name='mine.py:THREE' is no function"),
+        ("bare", r"loss.bare gives ArrayImpl|loss.bare gives \w*Tracer: a ClassLoss is needed"),
+    ],
+)
+def test_a_mistake_in_a_loss_of_ones_own_is_named_in_one_line(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    config = arcface.get_config()
+    if name == "bare":
+        for key in ("margin", "margin_kw", "scale"):
+            del config.loss[key]
+        config.loss.name = "mine.py:bare"
+    else:
+        config.joint.mine = {"name": f"mine.py:{name}", "weight": 1.0}
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate(config)
+    assert "\n" not in str(error.value)
+
+
+def test_the_margins_of_a_term_need_rows_that_have_some():
+    config = arcface.get_config()
+    config.joint.mean_margin = {"weight": 1.0}
+    with pytest.raises(ValueError, match="mean_margin needs rows with margins"):
+        evaluate(config)
+
+
+def test_helpers_are_no_losses():
+    config = arcface.get_config()
+    for section, name in (("joint", "center_start"), ("pairs", "collapse"), ("pairs", "Loss")):
+        config[section] = {name: {"weight": 1.0}}
+        with pytest.raises(ValueError, match=f"{section}='{name}' is unknown"):
+            evaluate(config)
+        config[section] = {}
+    for margin in ("detach", "anneal", "_angle"):
+        config.loss.margin = margin
+        with pytest.raises(ValueError, match=f"loss.margin='{margin}' is unknown"):
+            evaluate(config)
+
+
 def test_a_term_says_which_input_there_is_not():
     config = arcface.get_config()
     config.joint.grouping = {"weight": 1.0}
-    with pytest.raises(ValueError, match="grouping_start needs num_groups, which"):
+    with pytest.raises(ValueError, match=r"joint\.grouping asks for num_groups, which th"):
         evaluate(config)
 
 

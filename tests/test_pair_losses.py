@@ -74,7 +74,7 @@ CASES = {
             triplets=triplets, positives=positives, negatives=negatives
         )
         for triplets, positives, negatives in itertools.product(
-            pair_losses.CATEGORIES, ("all", "hard"), ("all", "hardest")
+            pair_losses.CATEGORIES, ("all", "hardest"), ("all", "hardest")
         )
     },
     "triplet, active": triplet_case(triplets="all", active=True),
@@ -86,7 +86,7 @@ CASES = {
     "siamese, frozen": siamese_case("difference", frozen=True),
 }
 ONLINE = "triplet, semi_hard, all positives, hardest negatives"
-BATCH_HARD = "triplet, all, hard positives, hardest negatives"
+BATCH_HARD = "triplet, all, hardest positives, hardest negatives"
 FEW = (ONLINE, BATCH_HARD, "triplet, active", "contrastive", "siamese, chi_square")
 
 
@@ -287,6 +287,16 @@ def test_degenerate_batches_are_finite(layout, name, mesh8, monkeypatch):
         assert losses[BATCH_HARD].mean() == MARGIN
 
 
+def test_the_hardest_positive_has_an_earlier_word():
+    x, y = jnp.asarray(problem()[0], jnp.float32), jnp.asarray(LABELS)
+    now, before = (
+        pair_losses.triplet(x, y, margin=0.5, triplets="all", positives=word)
+        for word in ("hardest", "hard")
+    )
+    np.testing.assert_array_equal(now, before)
+    assert (now != pair_losses.triplet(x, y, margin=0.5, triplets="all")).any()
+
+
 def test_a_tie_is_hard_and_the_next_negative_semi_hard():
     x, y = jnp.array([[0.0], [1.0], [-1.0], [-1.1]]), jnp.array([0, 0, 1, 2])
     online = partial(pair_losses.triplet, margin=0.5, negatives="hardest", normalized=False)
@@ -325,7 +335,7 @@ def test_equals_pytorch_metric_learning(mesh8, monkeypatch):
         name, choice = f"triplet, {triplets}, all positives, all negatives", {"triplets": triplets}
         if triplets == "batch hard":
             name = BATCH_HARD
-            choice = {"triplets": "all", "positives": "hard", "negatives": "hardest"}
+            choice = {"triplets": "all", "positives": "hardest", "negatives": "hardest"}
             miner = miners.BatchHardMiner(distance=squared)
         elif triplets == "all":  # theirs leaves the easy ones out
             miner = miners.TripletMarginMiner(np.inf, "all", distance=squared)
@@ -367,7 +377,7 @@ def test_collapse_is_told_from_slow_progress():
     @jax.jit
     def report(x, extra):
         loss = pair_losses.triplet(x, labels, margin=margin, triplets="all").mean()
-        return loss, *pair_losses.collapse(x, loss + extra, margin)
+        return loss, *pair_losses.collapse(x, loss + extra, margin).values()
 
     loss, collapsed, spread = report(5 * point + 1e-3 * noise, 0.0)
     np.testing.assert_allclose(loss, margin, rtol=1e-3)
@@ -420,8 +430,8 @@ def test_chi_square_is_the_published_form_and_safe():
             "triplets='semihard' is unknown; use one of all, easy, semi_hard, hard",
         ),
         (
-            lambda x, y: pair_losses.triplet(x, y, margin=0.2, positives="hardest"),
-            "positives='hardest' is unknown; use one of all, hard",
+            lambda x, y: pair_losses.triplet(x, y, margin=0.2, positives="nearest"),
+            "positives='nearest' is unknown; use one of all, hardest",
         ),
         (
             lambda x, y: pair_losses.triplet(x, y, margin=0.2, negatives="hard"),

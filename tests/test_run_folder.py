@@ -67,6 +67,21 @@ def test_a_run_of_an_earlier_version_goes_on_where_the_walk_is_as_it_was(tmp_pat
         run_folder.claim(tmp_path, json.dumps(now))
 
 
+def test_a_run_of_an_earlier_version_goes_on_under_the_words_of_this_one(tmp_path):
+    def config(name, target):
+        return json.dumps({"loss": {"name": name, "kw": {"target": target, "m": 0.5}}})
+
+    run_folder.claim(tmp_path / "run", config("elasticface", "arc"))
+    run_folder.claim(tmp_path / "run", config("elasticface", "additive_angular"))
+    run_folder.claim(tmp_path / "run", config("elasticface", "arc"))  # as its command may say
+    message = "loss.kw.target was additive_angular, is additive_cosine"
+    with pytest.raises(ValueError, match=message):
+        run_folder.claim(tmp_path / "run", config("elasticface", "cos"))
+    run_folder.claim(tmp_path / "own", config("mine.py:mine", "arc"))
+    with pytest.raises(ValueError, match=r"loss.kw.target was arc, is additive_angular"):
+        run_folder.claim(tmp_path / "own", config("mine.py:mine", "additive_angular"))
+
+
 def test_a_summary_says_what_became_of_auto(mesh8):
     kw = {"config_hash": "abc123", "wall_s": 1.0, "mesh": mesh8}
     walk = {"precision": "tf32", "chunk_size": None}

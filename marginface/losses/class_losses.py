@@ -3,17 +3,23 @@
     softmax family:  loss_i = softplus(LSE_i − z_i),   LSE_i = log Σ_{j≠y_i} exp(s·h(cos θ_ij))
     binary family:   loss_i = f₊(cos θ_iy) + Σ_{j≠y_i} f₋(cos θ_ij)
 
-z_i is s·ψ(cos θ_iy) with the loss's own margin. All walk over the classes with class_softmax, so
-each is dense, chunked, sharded, sampled and padded alike; with `axis_name`, call them inside
-jax.shard_map with embeddings and labels replicated and the classes sharded.
+z_i is s·ψ(cos θ_iy) with the loss's own margin. All walk over the classes with class_softmax: at
+once or in chunks, on one device or sharded over several, all classes or a sample. With `axis_name`,
+call them inside jax.shard_map with embeddings and labels replicated and the classes sharded.
 
-Arguments that all have: embeddings x [b, d] of any norm, labels y [b], the classes
-held here with rows [c, d], the scale s, chunk_size (classes at a time, None for all at once),
-precision (of the products with the other classes; the target's cosine is float32 always) and
-axis_name (the mesh axis over which the classes are sharded, if any). Every number may be a traced
-value. All return `ClassLoss`: per example, never a mean, NaN where nobody holds the label. A loss
-with running state takes it as `running` and returns its next value; parameters of its own come as
-`learned`. LOSSES, at the end, says how both start.
+The docstrings below leave out what all functions share:
+
+    embeddings   x [b, d], of any norm
+    labels       y [b], class numbers
+    classes      those held here, rows [c, d]
+    scale        s
+    chunk_size   classes visited at a time; None for all at once
+    precision    of the products with the other classes; the target's cosine is always float32
+    axis_name    the mesh axis over which the classes are sharded, if any
+
+Every number may be traced. All return `ClassLoss`: one loss per example, never a mean, NaN where
+nobody holds the label. `learned` are a loss's own parameters, `running` is its running state, which
+it returns renewed; the table LOSSES names the functions that start them.
 """
 
 import functools
@@ -33,7 +39,7 @@ from marginface.losses.class_softmax import (
 )
 from marginface.losses.margins import Margin, additive_angular, additive_cosine, combined, identity
 from marginface.losses.similarity import Precision, Rows, Similarity, cosine, dot, norm
-from marginface.losses.table import Loss, table
+from marginface.losses.table import Loss
 from marginface.typing import Array, Float, Int, Number
 
 State = dict[str, Any]
@@ -59,6 +65,21 @@ class MarginRows(NamedTuple):
 
     weight: Array
     margin: Array
+
+
+def margin_rows(weight: Float[Array, "c d"], *, num_classes: int, key: Array) -> MarginRows:
+    """W with margins drawn evenly from [0.3, 0.4); those of padding are 0.
+
+    Args:
+        weight: W, all classes and padding.
+        num_classes: how many of its rows stand for a class.
+        key: for the draw.
+
+    Returns:
+        The rows at the start.
+    """
+    margin = jax.random.uniform(key, weight.shape[:1], minval=0.3, maxval=0.4)
+    return MarginRows(weight, jnp.where(jnp.arange(len(margin)) < num_classes, margin, 0.0))
 
 
 def margin_softmax(
@@ -129,7 +150,7 @@ def margin_softmax(
     if focal is not None:
         miss = jnp.maximum(-jnp.expm1(-loss), jnp.finfo(jnp.float32).tiny)
         loss *= jnp.exp(focal * jnp.log(miss))
-    return ClassLoss(loss, target, others.max)
+    return ClassLoss(loss, target, others.hardest)
 
 
 def large_margin_softmax(
@@ -168,7 +189,7 @@ def large_margin_softmax(
         axis_name=axis_name,
     )
     loss = jax.nn.softplus(others.logsumexp - length * margin(cos))
-    return ClassLoss(loss, length * cos, others.max)
+    return ClassLoss(loss, length * cos, others.hardest)
 
 
 def adaptive_margin_softmax(
@@ -483,7 +504,7 @@ def elasticface(
     scale: Number,
     key: Array,
     deviation: Number = 0.0125,
-    target: str = "arc",
+    target: str = "additive_angular",
     plus: bool = False,
     chunk_size: int | None = None,
     precision: Precision = "highest",
@@ -495,11 +516,13 @@ def elasticface(
     furthest from its prototype (paper, section 3.3).
 
     Args:
-        m: mean of the margins; 0.5 (arc, radians) or 0.35 (cos) in the paper.
+        m: mean of the margins; 0.5 (radians) or 0.35 (of the cosine) in the paper.
         scale: s; 64.
         key: for the draw.
         deviation: σ.
-        target: "arc", cos(θ_y + m_i), or "cos", cos θ_y − m_i.
+        target: which margin, "additive_angular", cos(θ_y + m_i), the paper's ElasticFace-Arc; or
+            "additive_cosine", cos θ_y − m_i, its ElasticFace-Cos. Earlier versions' words for them,
+            "arc" and "cos", are understood.
         plus: sort the draws.
 
     Returns:
@@ -511,8 +534,9 @@ def elasticface(
     References:
         Boutros et al., ElasticFace: Elastic Margin Loss for Deep Face Recognition, 2022, eq. 5-6.
     """
-    known = {"arc": additive_angular, "cos": additive_cosine}
-    if target not in known:
+    known = {"additive_angular": additive_angular, "additive_cosine": additive_cosine}
+    psi = {"arc": additive_angular, "cos": additive_cosine, **known}.get(target)
+    if psi is None:
         raise ValueError(f"target={target!r} is unknown; known: {', '.join(known)}")
     drawn = m + deviation * jax.random.normal(key, labels.shape)
 
@@ -521,7 +545,7 @@ def elasticface(
         if plus:
             rank = jnp.argsort(jnp.argsort(-lax.stop_gradient(c)))  # 0: the nearest
             given = jnp.sort(drawn)[rank]
-        return known[target](c, m=given)
+        return psi(c, m=given)
 
     return margin_softmax(
         embeddings,
@@ -717,7 +741,7 @@ def uniface_start(num_classes: int, *, sample_rate: float = 1.0) -> State:
 
 
 def _softmax(cos: Array, psi: Array, others: Negatives, scale: Number) -> ClassLoss:
-    return ClassLoss(jax.nn.softplus(others.logsumexp - scale * psi), cos, others.max)
+    return ClassLoss(jax.nn.softplus(others.logsumexp - scale * psi), cos, others.hardest)
 
 
 def _half(c: Array) -> Array:
@@ -734,23 +758,17 @@ def _row_margins(x: Array, rows: MarginRows) -> Array:
     return jnp.broadcast_to(margins, (x.shape[0], margins.shape[0]))
 
 
-def margin_rows(weight: Array, *, key: Array, num_classes: int) -> MarginRows:
-    """Rows with a margin drawn from [0.3, 0.4] for each class; 0 for padding."""
-    drawn = jax.random.uniform(key, weight.shape[:1], minval=0.3, maxval=0.4)
-    return MarginRows(weight, jnp.where(jnp.arange(weight.shape[0]) < num_classes, drawn, 0.0))
-
-
-LOSSES = table(
-    Loss(margin_softmax),
-    Loss(large_margin_softmax, cosine=False),
-    Loss(adaptive_margin_softmax, rows=margin_rows),
-    Loss(adacos, running=adacos_start),
-    Loss(curricularface, running=curricularface_start),
-    Loss(mv_softmax),
-    Loss(magface),
-    Loss(adaface, running=adaface_start),
-    Loss(elasticface),
-    Loss(circle),
-    Loss(sphereface2, learned=sphereface2_start),
-    Loss(uniface, learned=uniface_start),
-)
+LOSSES = {
+    "margin_softmax": Loss(margin_softmax),
+    "large_margin_softmax": Loss(large_margin_softmax, cosine=False),
+    "adaptive_margin_softmax": Loss(adaptive_margin_softmax, rows=margin_rows),
+    "adacos": Loss(adacos, running=adacos_start),
+    "curricularface": Loss(curricularface, running=curricularface_start),
+    "mv_softmax": Loss(mv_softmax),
+    "magface": Loss(magface),
+    "adaface": Loss(adaface, running=adaface_start),
+    "elasticface": Loss(elasticface),
+    "circle": Loss(circle),
+    "sphereface2": Loss(sphereface2, learned=sphereface2_start),
+    "uniface": Loss(uniface, learned=uniface_start),
+}

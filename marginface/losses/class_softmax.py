@@ -36,13 +36,15 @@ class Classes(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """What the other classes amount to: log Σ exp(s·sim), the largest sim, Σ s·sim if asked for.
+    """Over the classes other than the true one, all [b].
 
-    All are [b]; the first two are −inf where there is no other class.
+    logsumexp: log Σ exp(s·sim); −inf where there is no other class.
+    hardest: the largest sim, −inf likewise.
+    sum: Σ s·sim, where it was asked for.
     """
 
     logsumexp: Array
-    max: Array
+    hardest: Array
     sum: Array | None = None
 
 

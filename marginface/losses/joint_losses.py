@@ -4,8 +4,9 @@ With axis_name, call them inside jax.shard_map with embeddings and labels replic
 has the classes as its leading axis sharded; take gradients outside of it.
 
 A term asks by keyword for what it needs: `classes`, the prototypes held here; `num_classes`;
-`learned`, its own parameters; `running`, its own state, which it returns renewed beside its values;
-hyper-parameters, which may be traced. LOSSES, at the end, says how parameters and state start.
+`learned`, its own parameters; `running`, its running state, which it returns renewed beside its
+values; hyper-parameters, which may be traced. The table LOSSES names the functions that start
+parameters and state.
 """
 
 import jax
@@ -26,7 +27,7 @@ from marginface.losses.class_softmax import (
 from marginface.losses.margins import _angle
 from marginface.losses.regularizers import Potential, _inverse_angle, _others
 from marginface.losses.similarity import norm
-from marginface.losses.table import Loss, table
+from marginface.losses.table import Loss
 from marginface.typing import Array, Float, Int
 
 
@@ -71,7 +72,7 @@ def center(
 
 
 def centers_at_origin(rows: int, embedding_dim: int) -> dict[str, Array]:
-    """{"centers": 0 [rows, embedding_dim]}: the origin, wherever each is pulled to."""
+    """{"centers": 0 [rows, embedding_dim]}: each is pulled to its own class from anywhere."""
     return {"centers": jnp.zeros((rows, embedding_dim))}
 
 
@@ -247,8 +248,8 @@ def magnitude(
     Args:
         embeddings: x.
         labels: not looked at.
-        lower: the smallest norm told apart from smaller ones; 10 in the paper.
-        upper: the largest one, where g has its minimum; 110 in the paper.
+        lower: smaller norms count as this one; 10 in the paper.
+        upper: larger norms count as this one, at which g is least; 110 in the paper.
 
     Returns:
         One loss per example.
@@ -281,13 +282,64 @@ def mean_margin(
     Returns:
         The same value for every example.
 
+    Raises:
+        ValueError: the rows have no margins.
+
     References:
         Liu et al., AdaptiveFace: Adaptive Margin and Sampling for Face Recognition, 2019.
     """
+    if not hasattr(classes.rows, "margin"):
+        raise ValueError("mean_margin needs rows with margins, as adaptive_margin_softmax has")
     total = jnp.sum(jnp.where(classes.ids != PAD, classes.rows.margin, 0.0), dtype=jnp.float32)
     if axis_name is not None:
         total = lax.psum(total, axis_name)
     return jnp.broadcast_to(1 - total / num_classes, labels.shape)
+
+
+def grouping(
+    group_logits: Float[Array, "b k"],
+    *,
+    running: dict[str, Array],
+    momentum: float | Array = 0.9,
+    self_distributed: bool = True,
+) -> tuple[Float[Array, "b"], dict[str, Array]]:
+    """−log p(G*(x)|x), p = softmax(logits): the loss of the groups, and the new running mean.
+
+    G* is a constant; the gradient goes through the logits to all that made them.
+
+    Args:
+        group_logits: of the decision network.
+        running: {"expectation": [K]}, at first `grouping_start`. This batch is in the mean that its
+            own labels are compared with.
+        momentum: of the running mean, 0 <= momentum < 1.
+        self_distributed: False takes the group of the largest p as the label: the paper's naive
+            labelling, under which groups die.
+
+    Returns:
+        Loss per example, float32, and `running` after this batch.
+
+    References:
+        Kim et al., "GroupFace: Learning Latent Groups and Constructing Group-based Representations
+        for Face Recognition", 2020, sections 3.2 and 3.3.
+    """
+    logs = jax.nn.log_softmax(group_logits.astype(jnp.float32))
+    p = jnp.exp(logs)
+    expectation = groups.update_expectation(running["expectation"], p, momentum=momentum)
+    expected = expectation / jnp.sum(expectation) if self_distributed else jnp.zeros(p.shape[1])
+    labels = groups.self_distributed_labels(p, expected)
+    losses = -jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    return losses, {"expectation": expectation}
+
+
+def grouping_start(num_groups: int) -> dict[str, Array]:
+    """What `grouping` carries from batch to batch, before the first: {"expectation": 0 [K]}."""
+    return {"expectation": jnp.zeros(num_groups)}
+
+
+def group_figures(group_logits: Float[Array, "b k"]) -> dict[str, Array]:
+    """{"group_entropy", "group_largest"}: how evenly a batch uses the groups, see groups.usage."""
+    used = groups.usage(jnp.argmax(group_logits, axis=1), group_logits.shape[1])
+    return {"group_entropy": used.entropy, "group_largest": used.largest}
 
 
 def _directions(classes: Classes) -> Classes:
@@ -331,61 +383,17 @@ def _mean_over_others(
     return sums / _others(classes, axis_name)
 
 
-def grouping_start(num_groups: int) -> dict[str, Array]:
-    """What `grouping` carries from batch to batch, before the first: {"expectation": 0 [K]}."""
-    return {"expectation": jnp.zeros(num_groups)}
-
-
-def grouping(
-    group_logits: Float[Array, "b k"],
-    *,
-    running: dict[str, Array],
-    momentum: float | Array = 0.9,
-    self_distributed: bool = True,
-) -> tuple[Float[Array, "b"], dict[str, Array]]:
-    """−log p(G*(x)|x), p = softmax(logits): the loss of the groups, and the new running mean.
-
-    G* is a constant; the gradient goes through the logits to all that made them.
-
-    Args:
-        group_logits: of the decision network.
-        running: {"expectation": [K]}, at first `grouping_start`. This batch is in the mean that its
-            own labels are compared with.
-        momentum: of the running mean, 0 <= momentum < 1.
-        self_distributed: False takes the group of the largest p as the label: the paper's naive
-            labelling, under which groups die.
-
-    Returns:
-        Loss per example, float32, and `running` after this batch.
-
-    References:
-        Kim et al., "GroupFace: Learning Latent Groups and Constructing Group-based Representations
-        for Face Recognition", 2020, sections 3.2 and 3.3.
-    """
-    logs = jax.nn.log_softmax(group_logits.astype(jnp.float32))
-    p = jnp.exp(logs)
-    expectation = groups.update_expectation(running["expectation"], p, momentum=momentum)
-    expected = expectation / jnp.sum(expectation) if self_distributed else jnp.zeros(p.shape[1])
-    labels = groups.self_distributed_labels(p, expected)
-    losses = -jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
-    return losses, {"expectation": expectation}
-
-
-def group_figures(group_logits: Float[Array, "b k"]) -> dict[str, Array]:
-    """How evenly the batch uses the groups, see groups.usage."""
-    used = groups.usage(jnp.argmax(group_logits, axis=1), group_logits.shape[1])
-    return {"group_entropy": used.entropy, "group_largest": used.largest}
-
-
-LOSSES = table(
-    Loss(center, running=centers_at_origin),
-    Loss(learned_center, learned=centers_at_origin),
-    Loss(intra),
-    Loss(inter),
-    Loss(energy),
-    Loss(ring, learned=ring_start),
-    Loss(norm_penalty),
-    Loss(magnitude),
-    Loss(mean_margin),
-    Loss(grouping, running=grouping_start, figures=group_figures),
-)
+LOSSES = {
+    "center": Loss(center, running=centers_at_origin),
+    "learned_center": Loss(learned_center, learned=centers_at_origin),
+    "intra": Loss(intra),
+    "inter": Loss(inter),
+    "energy": Loss(energy),
+    "ring": Loss(ring, learned=ring_start),
+    "norm_penalty": Loss(norm_penalty),
+    "magnitude": Loss(magnitude),
+    "mean_margin": Loss(mean_margin),
+    "grouping": Loss(
+        grouping, running=grouping_start, outputs=("group_logits",), figures=group_figures
+    ),
+}

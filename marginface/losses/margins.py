@@ -107,12 +107,6 @@ def combined(
     return jnp.cos(jnp.clip(m1 * _angle(c) + m2, 0.0, jnp.pi)) - m3
 
 
-MARGINS = {
-    margin.__name__: margin
-    for margin in (identity, multiplicative_angular, additive_cosine, additive_angular, combined)
-}
-
-
 def detach(margin: Margin) -> Margin:
     """The margin's value with the identity's derivative: ψ = c + stop_gradient(ψ(c) − c).
 
@@ -150,3 +144,12 @@ def _angle(c: Float[Array, "b"]) -> Float[Array, "b"]:
     inside = squared_sine > 0
     sine = jnp.where(inside, jnp.sqrt(jnp.where(inside, squared_sine, 1.0)), 0.0)
     return jnp.arctan2(sine, c)
+
+
+MARGINS = {
+    "identity": identity,
+    "multiplicative_angular": multiplicative_angular,
+    "additive_cosine": additive_cosine,
+    "additive_angular": additive_angular,
+    "combined": combined,
+}

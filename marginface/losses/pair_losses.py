@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 
 from marginface.losses.class_softmax import vary
 from marginface.losses.similarity import norm, normalize
-from marginface.losses.table import Loss, table
-from marginface.typing import Array, Bool, Float, Int
+from marginface.losses.table import Loss
+from marginface.typing import Array, Float, Int
 
 # The bounds of gap = d_an − d_ap: low < gap ≤ high.
 CATEGORIES = {
@@ -89,7 +89,7 @@ def triplet(
     d_ap + α < d_an, semi-hard if d_ap < d_an ≤ d_ap + α, hard if d_an ≤ d_ap.
 
     FaceNet, online: semi_hard, all, hardest; a pair without a semi-hard negative is left out.
-    Batch-hard: all, hard, hardest. Batch-all: all, all, all. Hermans et al. measure both by
+    Batch-hard: all, hardest, hardest. Batch-all: all, all, all. Hermans et al. measure both by
     distances that are not squared, of embeddings that are not normalized.
 
     Args:
@@ -98,7 +98,8 @@ def triplet(
         margin: α, a squared distance.
         triplets: the category to choose from: "semi_hard", "hard", "easy" (whose loss is 0) or
             "all".
-        positives: "all" of an anchor, or "hard": the farthest one alone.
+        positives: "all" of an anchor, or "hardest": the farthest one alone. Earlier versions' word
+            for it, "hard", is understood.
         negatives: "all" in the category, or "hardest": for each pair the nearest of them alone.
         active: the mean over the chosen triplets of positive loss alone.
         normalized: compare x/‖x‖; if not, x.
@@ -117,14 +118,15 @@ def triplet(
         eq. 5 (batch-hard) and 6 (batch-all).
     """
     _check("triplets", triplets, CATEGORIES)
-    _check("positives", positives, ("all", "hard"))
+    positives = "hardest" if positives == "hard" else positives
+    _check("positives", positives, ("all", "hardest"))
     _check("negatives", negatives, ("all", "hardest"))
     bounds = CATEGORIES[triplets](margin)
 
     def visit(anchor: Array, points: Array, same: Array, different: Array) -> tuple[Array, Array]:
         distances = jnp.sum(jnp.square(points - anchor), axis=-1)
         positive, negative = distances, jnp.where(different, distances, jnp.inf)
-        if positives == "hard":
+        if positives == "hardest":
             positive = jnp.max(jnp.where(same, distances, -jnp.inf), keepdims=True)
             same = jnp.any(same, keepdims=True)
         if negatives == "hardest":  # the first beyond the lower bound
@@ -142,8 +144,8 @@ def triplet(
 
 
 def collapse(
-    embeddings: Float[Array, "b d"], loss: Float[Array, ""], margin: ArrayLike
-) -> tuple[Bool[Array, ""], Float[Array, ""]]:
+    embeddings: Float[Array, "b d"], value: Float[Array, ""], margin: ArrayLike
+) -> dict[str, Array]:
     """Whether a triplet loss has collapsed: it equals α, as all embeddings are the same point.
 
     The spread is mean ‖f − mean f‖² of the unit embeddings f: half their mean squared distance, 1
@@ -152,16 +154,16 @@ def collapse(
 
     Args:
         embeddings: x, of the whole batch.
-        loss: the mean triplet loss of that batch.
+        value: the mean triplet loss of that batch.
         margin: α.
 
     Returns:
-        Whether it has collapsed, and the spread.
+        {"collapsed": whether it has, "spread": the spread}.
     """
     points = normalize(lax.stop_gradient(embeddings))
     spread = jnp.mean(jnp.sum(jnp.square(points - jnp.mean(points, axis=0)), axis=-1))
-    idle = (jnp.abs(loss - margin) < 0.01 * margin) | (loss == 0)
-    return idle & (spread < 0.01 * margin), spread
+    idle = (jnp.abs(value - margin) < 0.01 * margin) | (value == 0)
+    return {"collapsed": idle & (spread < 0.01 * margin), "spread": spread}
 
 
 def pair_features(
@@ -338,16 +340,8 @@ def _check(name: str, value: str, known: Any) -> None:
         raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
 
 
-def triplet_figures(
-    embeddings: Float[Array, "b d"], value: Float[Array, ""], margin: ArrayLike
-) -> dict[str, Array]:
-    """Whether the triplet loss has collapsed, and how far embeddings spread, see collapse."""
-    collapsed, spread = collapse(embeddings, value, margin)
-    return {"collapsed": collapsed, "spread": spread}
-
-
-LOSSES = table(
-    Loss(contrastive),
-    Loss(triplet, figures=triplet_figures),
-    Loss(siamese, learned=siamese_start),
-)
+LOSSES = {
+    "contrastive": Loss(contrastive),
+    "triplet": Loss(triplet, figures=collapse),
+    "siamese": Loss(siamese, learned=siamese_start),
+}

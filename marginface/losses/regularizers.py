@@ -16,11 +16,10 @@ from jax.typing import ArrayLike
 from marginface.losses.class_softmax import PAD, Classes, _walk, find, sum_negatives, vary
 from marginface.losses.margins import _angle
 from marginface.losses.similarity import Precision, cosine, normalize
-from marginface.losses.table import Loss, table
+from marginface.losses.table import Loss
 from marginface.typing import Array, Float, Int
 
-# Of two directions closer than 0.0045 rad float32 no longer knows the angle; θ^−2 must stay finite.
-_CLOSEST = 1 - 1e-5
+_CLOSEST = 1 - 1e-5  # cos 0.0045: float32 resolves no smaller angle, and θ^−2 must stay finite
 
 Potential = Callable[[Float[Array, "m n"]], Float[Array, "m n"]]  # of cosines, elementwise
 
@@ -292,4 +291,8 @@ def _around(
     return lax.scan(step, (carry, block), length=devices)[0][0]
 
 
-LOSSES = table(Loss(exclusive), Loss(uniform), Loss(hyperspherical_energy))
+LOSSES = {
+    "exclusive": Loss(exclusive),
+    "uniform": Loss(uniform),
+    "hyperspherical_energy": Loss(hyperspherical_energy),
+}

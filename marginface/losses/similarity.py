@@ -31,6 +31,11 @@ class Linear(NamedTuple):
     bias: Array
 
 
+def unbiased(weight: Float[Array, "c d"]) -> Linear:
+    """W with a bias of 0 for each class, as `linear` starts."""
+    return Linear(weight, jnp.zeros(len(weight)))
+
+
 def cosine(
     x: Float[Array, "b d"], rows: Float[Array, "c d"], *, precision: Precision = "highest"
 ) -> Float[Array, "b c"]:
@@ -100,33 +105,6 @@ def subcenter_cosine(
     c, k, d = rows.shape
     cosines = cosine(x, rows.reshape(c * k, d), precision=precision)
     return jnp.max(cosines.reshape(-1, c, k), axis=2)
-
-
-class Kind(NamedTuple):
-    """A similarity that a config may name.
-
-    function: the similarity.
-    bounded: whether it is a cosine.
-    several: whether a class has several prototypes, rows [c, k, d].
-    rows: from W to rows that hold more than W.
-    """
-
-    function: Similarity
-    bounded: bool = True
-    several: bool = False
-    rows: Callable | None = None
-
-
-def linear_rows(weight: Float[Array, "c d"]) -> Linear:
-    """W with a bias of 0 for each class."""
-    return Linear(weight, jnp.zeros(weight.shape[0]))
-
-
-KINDS = {
-    "cosine": Kind(cosine),
-    "linear": Kind(linear, bounded=False, rows=linear_rows),
-    "subcenter_cosine": Kind(subcenter_cosine, several=True),
-}
 
 
 def product(
@@ -227,3 +205,25 @@ def norm(x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
 
 def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Kind(NamedTuple):
+    """A similarity that a config may name.
+
+    function: the similarity.
+    rows: weight → the rows that are trained, where they are more than W.
+    cosine: whether it is a cosine.
+    subcenters: whether a class has several prototypes, rows [c, k, d].
+    """
+
+    function: Similarity
+    rows: Callable | None = None
+    cosine: bool = True
+    subcenters: bool = False
+
+
+SIMILARITIES = {
+    "cosine": Kind(cosine),
+    "linear": Kind(linear, rows=unbiased, cosine=False),
+    "subcenter_cosine": Kind(subcenter_cosine, subcenters=True),
+}

@@ -1,103 +1,106 @@
-"""What a loss may ask for, and what it needs beside: the records that the tables LOSSES hold.
+"""What a loss may ask for, and what it needs beside: the rows of the tables LOSSES.
 
-    LOSSES = table(Loss(center, running=centers_at_origin), Loss(intra), ...)
+A loss is a pure function. Each module of losses ends with the table of those that a config may
+name, and says there how what they train and remember starts:
 
-A loss is a function of arrays and numbers. Arguments named as a field of `Inputs` get that field;
-all others are numbers and choices of the config.
+    LOSSES = {"center": Loss(center, running=centers_at_origin), "intra": Loss(intra), ...}
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from marginface.losses.similarity import Precision
+from marginface.typing import Array
+
 
 class Inputs(NamedTuple):
-    """All that a loss may ask for; None is what there is not.
+    """What there is for a loss. A function gets the fields whose names its arguments have.
 
-    Attributes:
-        embeddings: x [b, d].
-        labels: y [b].
-        classes: class_softmax.Classes held here; without the loss over classes there are none.
-        group_logits: [b, K], of a network with latent groups.
-        learned: the loss's own parameters, as its `learned` starts them.
-        running: the loss's own state, as its `running` starts it.
-        key: for random draws.
-        num_classes: C.
-        rows: of the prototype array on all devices, padding among them.
-        embedding_dim: d.
-        num_groups: K.
-        sample_rate: the part of the classes in each step (Partial FC).
-        axis_name: the mesh axis over which classes and anchors are spread.
-        precision: of products with the other classes, see similarity.product.
-        chunk_size: classes visited at a time.
-        similarity, margin, scale: of the loss over classes, as the config names them.
+    Of the whole run, for functions that start something too:
+      num_classes: C.
+      rows: how many rows W has, C and padding; a multiple of the number of devices.
+      embedding_dim: d.
+      sample_rate: the part of the classes that a step's softmax sees.
+      precision: of products with other classes, see similarity.product.
+      axis_name: the mesh axis over which the classes are sharded; functions that start something
+        are not inside jax.shard_map, and make whole arrays.
+      num_groups: of a network with latent groups, see models.group_head.
+      key: for chance; another for each loss, and in each step.
+
+    Of a step, on this device:
+      embeddings: x [b, d] of the whole batch.
+      labels: y [b].
+      classes: class_softmax.Classes, those held here. Outside of class_losses, W has one row for
+        each class.
+      learned: the loss's own parameters.
+      running: its running state.
+      outputs: those of the network that Loss.outputs names; each is asked for by its own name.
     """
 
+    num_classes: int
+    rows: int
+    embedding_dim: int
+    sample_rate: float
+    precision: Precision
+    axis_name: str | None
+    num_groups: int | None = None
+    key: Any = None
     embeddings: Any = None
     labels: Any = None
     classes: Any = None
-    group_logits: Any = None
     learned: Any = None
     running: Any = None
-    key: Any = None
-    num_classes: Any = None
-    rows: Any = None
-    embedding_dim: Any = None
-    num_groups: Any = None
-    sample_rate: Any = None
-    axis_name: Any = None
-    precision: Any = None
-    chunk_size: Any = None
-    similarity: Any = None
-    margin: Any = None
-    scale: Any = None
+    outputs: Mapping[str, Array] = {}
 
 
 class Loss(NamedTuple):
-    """A loss, and what it needs beside its numbers.
+    """A loss that a config may name, and what it needs beside its numbers.
 
-    The other functions ask for fields of `Inputs` and for the loss's numbers by name, as the loss
-    itself does.
+    The functions named here, as the loss itself, ask for fields of Inputs and for the numbers of
+    the config by the names of their arguments.
 
-    Attributes:
-        function: the loss. One with `running` returns its next state too: a ClassLoss with it, or
-            (values, state).
-        learned: → its own parameters at the start, a dict of arrays.
-        running: → its own state before the first batch, a dict of arrays.
-        rows: (W [rows, d], key, num_classes) → prototypes that hold more than W.
-        figures: → {name: number} to watch, from the inputs and `value`, the loss's mean.
-        cosine: whether ClassLoss.target is a cosine where the similarity is one.
+    function: the loss.
+    learned: makes the parameters of its own as they start, {name: array}; it gets them as
+      `learned`. What has the classes as its leading axis, [rows, ...], is called "centers": it is
+      sharded as W is.
+    running: makes its running state as it starts, likewise; the loss gets it as `running` and
+      returns the next beside its values.
+    rows: (weight, ...) → the rows that are trained, of a loss over classes that trains more of
+      each class than W; they have W as `weight`.
+    outputs: those of the network, beside the embedding, that it asks for.
+    figures: makes what a run shall show of the loss beside its value, {name: number}; it may ask
+      for `value`, the mean of the batch.
+    cosine: whether `target`, of a loss over classes, is a cosine.
     """
 
     function: Callable
-    learned: Callable | None = None
-    running: Callable | None = None
+    learned: Callable[..., dict[str, Array]] | None = None
+    running: Callable[..., dict[str, Array]] | None = None
     rows: Callable | None = None
-    figures: Callable | None = None
+    outputs: tuple[str, ...] = ()
+    figures: Callable[..., dict[str, Array]] | None = None
     cosine: bool = True
 
 
-def table(*losses: Loss) -> dict[str, Loss]:
-    """The losses by the names of their functions."""
-    return {getattr(loss.function, "__name__", ""): loss for loss in losses}
+def call(function: Callable, inputs: Inputs, numbers: Mapping[str, Any], key: str) -> Any:
+    """function(...) of what it asks for by the names of its arguments.
 
-
-def asked(function: Callable) -> set[str]:
-    """The fields of Inputs that a function asks for."""
-    return inspect.signature(function).parameters.keys() & set(Inputs._fields)
-
-
-def call(function: Callable, inputs: Inputs, numbers: Mapping[str, Any]) -> Any:
-    """function(what it asks for): its numbers, and of the inputs those that there are.
+    Args:
+      function: a loss, or one that its row of the table names.
+      inputs: what there is.
+      numbers: of the config.
+      key: where the config names it.
 
     Raises:
-        ValueError: it cannot do without an input that there is not.
+      ValueError: it asks for what there is not.
     """
-    there_is = {**numbers, **{k: v for k, v in inputs._asdict().items() if v is not None}}
-    there_is.setdefault("chunk_size", None)  # all at once
-    parameters = inspect.signature(function).parameters
-    for name in asked(function) - there_is.keys():
-        if parameters[name].default is inspect.Parameter.empty:
-            called = getattr(function, "__name__", "the loss")
-            raise ValueError(f"{called} needs {name}, which neither network nor loss give")
-    return function(**{name: there_is[name] for name in parameters if name in there_is})
+    given = {name: value for name, value in inputs._asdict().items() if value is not None}
+    given = {**inputs.outputs, **numbers, **given}
+    takes = inspect.signature(function).parameters
+    for name, parameter in takes.items():
+        named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if named and name not in given and parameter.default is parameter.empty:
+            there_is = ", ".join(sorted(given))
+            raise ValueError(f"{key} asks for {name}, which there is not here; there is {there_is}")
+    return function(**{name: given[name] for name in takes if name in given})

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from marginface.config import Config, dotted, from_json
+from marginface.config import Config, dotted, from_json, translate
 from marginface.runs.files import read_lines, write_atomically
 
 CONFIG = "config.json"  # all values of the run's config
@@ -146,7 +146,7 @@ def differing(path: pathlib.Path, config_json: str) -> list[str]:
         config_json: another config.
     """
     old = dotted(from_json(path.read_text(encoding="utf-8")))
-    new = dotted(json.loads(config_json))
+    new = dotted(translate(json.loads(config_json)))
     old |= {k: new[k] for k, known in _SINCE.items() if k not in old and new.get(k) in known}
     return [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"

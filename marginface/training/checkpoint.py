@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -108,9 +108,12 @@ def _flatten(state: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _earlier(name: str) -> str:
-    """The name that earlier versions gave a term's arrays: without the section of the config."""
-    return re.sub(r"\b(terms|running)\.(loss|regularizers|joint|pairs)\.", r"\1.", name)
+def _name_in(saved: Collection[str], name: str) -> str:
+    """A leaf's name in a checkpoint: earlier versions named what terms train and remember without
+    their section of the config, "terms.center" for "terms.joint.center".
+    """
+    earlier = re.sub(r"\b(terms|running)\.(loss|regularizers|joint|pairs)\.", r"\1.", name)
+    return earlier if name not in saved and earlier in saved else name
 
 
 def _shapes(flat: dict[str, Any]) -> dict[str, str]:
@@ -246,7 +249,7 @@ class Checkpoints:
         folder = self._directory / str(chosen)
         manifest = _read_manifest(folder)
         saved = manifest["shapes"]
-        flat = {n if n in saved else _earlier(n): x for n, x in _flatten(like).items()}
+        flat = {_name_in(saved, name): leaf for name, leaf in _flatten(like).items()}
         self._require_fit(folder, saved, _shapes(flat))
         target = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,17 +1,18 @@
 """The only place that turns config into a loss: terms → (scalar, metrics).
 
-Each section of the config has its module, and each entry names a function of its table LOSSES, or
-one of the user's own, "path/to/file.py:name":
+Each section of the config has its module, and each entry names a row of that module's table LOSSES,
+or a loss of the user's own ("path/to/file.py:name"):
 
     loss           class_losses     the loss over classes (name "" for none)
     regularizers   regularizers     functions of the prototypes, a mean over classes
     joint          joint_losses     beside the loss over classes, a mean over examples
     pairs          pair_losses      of pairs and triplets in the batch, a mean over anchors
 
-A loss gets the fields of losses.table.Inputs that it asks for by name, and its numbers from the
-config. total = loss + Σ weight · ramp · term.
+A loss gets the losses.table.Inputs that it asks for, and its numbers from the config.
+total = loss + Σ weight · ramp · term.
 """
 
+import collections
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -23,9 +24,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from marginface import devices, sharding
+from marginface import devices, lookup, sharding
 from marginface.config import Config
-from marginface.lookup import check_arguments, find, from_path, is_path, nearest
 from marginface.losses import (
     class_losses,
     class_softmax,
@@ -34,8 +34,8 @@ from marginface.losses import (
     pair_losses,
     regularizers,
 )
-from marginface.losses import similarity as similarities
-from marginface.losses.table import Inputs, Loss, asked, call
+from marginface.losses.similarity import SIMILARITIES, Kind, norm
+from marginface.losses.table import Inputs, Loss, call
 from marginface.typing import Array, Float, Int
 
 Hyper = dict[str, Any]
@@ -43,21 +43,21 @@ Metrics = dict[str, Array]
 
 MODULES = {"regularizers": regularizers, "joint": joint_losses, "pairs": pair_losses}
 RAMPS = ("constant", "linear", "inverse_anneal")
-_RAMP = ("ramp", "begin", "end")
-# Inputs that the loss over classes takes from keys of its own, and that terms may take as numbers.
-_OF_CLASSES = {"margin", "scale", "similarity", "chunk_size"}
+_OF_TERMS = ("name", "weight", "ramp", "begin", "end")  # keys that every term may have
 
 
 class Objective(NamedTuple):
     """What is minimised: what it trains and remembers, and the loss itself.
 
     init: (key, hyper) → (params, running). params: {"prototypes": rows, padded to divide over the
-      mesh, "terms": what terms train}; running: what terms remember, e.g. moving averages.
+      mesh, "terms": what terms train}; running: what terms remember, e.g. moving averages. Both
+      are kept under "<section>.<term>".
     loss: (params, running, output, labels [b], hyper, step, key) → (scalar, (running, metrics)).
       output is the network's, {"embedding": [b, d], ...}. The metrics are "loss/<term>" before its
       weight, "loss/total", and with a loss over classes "train/top1" (by the similarity without
-      margin) and "train/target_angle" (degrees), what tells of triplet collapse and of groups,
-      and every single number that a term trains or remembers, "train/<term>_<name>".
+      margin) and "train/target_angle" (degrees), the figures that a loss adds, and every single
+      number that a term trains or remembers, "train/<term>_<name>". Terms of two sections that
+      share a name are called "<section>.<term>" there.
     """
 
     init: Callable[[Array, Hyper], tuple[Any, Any]]
@@ -65,31 +65,35 @@ class Objective(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """An entry of the config.
+    """An entry of the config: what it computes, and with what.
 
-    section, name: where it stands.
-    label: what figures call it: its name, or section.name where two sections have that name.
-    loss: what it computes.
-    static: its arguments that are not traced.
-    ramp: how its weight grows.
+    section: "loss", "regularizers", "joint" or "pairs".
+    name: its key there; of the loss, that of its function.
+    loss: its row of the table.
+    label: what figures call it.
+    static: its arguments that are no floats, and so not traced.
+    ramp: how its weight changes, one of RAMPS.
     """
 
     section: str
     name: str
-    label: str
     loss: Loss
+    label: str
     static: dict[str, Any]
-    ramp: str
+    ramp: str = "constant"
 
     @property
     def key(self) -> str:
-        """Under which its parameters and its state stand."""
+        """Where its parameters and its state are kept."""
         return f"{self.section}.{self.name}"
 
     def numbers(self, hyper: Hyper) -> Hyper:
-        """Its numbers, traced and static."""
-        traced = hyper["loss"] if self.section == "loss" else hyper[self.section][self.name]
-        return {**traced, **self.static}
+        """What `hyper` holds of its entry."""
+        return hyper["loss"] if self.section == "loss" else hyper[self.section][self.name]
+
+    def call(self, function: Callable, inputs: Inputs, arguments: Mapping[str, Any]) -> Any:
+        """One of the functions of its row, with what it asks for."""
+        return call(function, inputs, arguments, self.key)
 
 
 def hyper(config: Config) -> Hyper:
@@ -138,8 +142,7 @@ def walk(config: Config, num_classes: int, mesh: Mesh | None) -> dict[str, Any]:
     examples = config.batch_size // config.optimizer.accumulate
     if config.loss.sample_rate < 1:
         held = min(held, max(round(config.loss.sample_rate * held), examples))
-    kind = similarities.KINDS.get(config.loss.similarity)
-    several = config.loss.subcenters if kind and kind.several else 1
+    several = config.loss.subcenters if _similarity(config).subcenters else 1
     wanted = config.loss.get("precision", "auto")  # which a config of an earlier version may lack
     return {
         "chunk_size": devices.chunk_size(
@@ -164,7 +167,7 @@ def _held(num_classes: int, mesh: Mesh | None) -> tuple[int, jax.Device]:
 
 def one_row_a_class(config: Config) -> bool:
     """Whether there are prototypes, one for each class, so that Sep_i and Lr(W) have a meaning."""
-    return bool(config.loss.name) and not similarities.KINDS[config.loss.similarity].several
+    return bool(config.loss.name) and not _similarity(config).subcenters
 
 
 def annealed_weight(step: Int[Array, ""], anneal: Hyper) -> Float[Array, ""]:
@@ -205,19 +208,19 @@ def make(
     Raises:
       ValueError: an unknown name, or arguments that a function does not take or lacks.
     """
-    shards = mesh.size if mesh else 1
     walked = walk(config, num_classes, mesh)
     fixed = Inputs(
         num_classes=num_classes,
-        rows=sharding.padded_rows(num_classes, shards),
+        rows=sharding.padded_rows(num_classes, mesh.size if mesh else 1),
         embedding_dim=embedding_dim,
-        num_groups=config.model.kw.get("num_groups", 0) or None,
         sample_rate=config.loss.sample_rate,
-        axis_name=sharding.AXIS,
         precision=walked["precision"],
+        axis_name=sharding.AXIS,
+        num_groups=config.model.kw.get("num_groups"),
     )
-    terms = _terms(config, chunk_size_between(config, num_classes, mesh))
-    one_shard = _on_one_shard(config, terms, fixed, walked["chunk_size"], shards)
+    terms = _terms(config, walked["chunk_size"], chunk_size_between(config, num_classes, mesh))
+    margin = _margin(config) if config.loss.name else None
+    one_shard = partial(_one_shard, config.loss, terms, margin, fixed)
 
     def loss(
         params: Any,
@@ -228,15 +231,15 @@ def make(
         step: Int[Array, ""],
         key: Array,
     ) -> tuple[Array, tuple[Any, Metrics]]:
-        state, everywhere = sharding.specs(running), one_shard
+        state, on_devices = sharding.specs(running), one_shard
         if mesh is not None:
-            everywhere = jax.shard_map(
+            on_devices = jax.shard_map(
                 one_shard,
                 mesh=mesh,
                 in_specs=(sharding.specs(params), state, P(), P(), P(), P(), P()),
                 out_specs=(P(), (state, P())),
             )
-        values, (running, metrics) = everywhere(
+        values, (running, metrics) = on_devices(
             params, running, dict(output), labels, hyper, step, key
         )
         total = jnp.zeros(())
@@ -252,186 +255,174 @@ def make(
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
         return total, lax.stop_gradient((running, metrics))
 
-    return Objective(_start(config, terms, fixed), loss)
+    return Objective(partial(_init, config, terms, fixed), loss)
 
 
-def _start(config: Config, terms: list[_Term], fixed: Inputs) -> Callable:
-    """Objective.init: prototypes, what terms train, what terms remember."""
-
-    def prototypes(key_rows: Array, key_margins: Array) -> Any:
-        kind = similarities.KINDS[config.loss.similarity]
-        several = (config.loss.subcenters,) if kind.several else ()
-        # Short rows turn quickly at first; 0.01 is what arcface_torch starts with too.
-        shape = (fixed.rows, *several, fixed.embedding_dim)
-        weight = 0.01 * jax.random.normal(key_rows, shape)
-        real = (jnp.arange(fixed.rows) < fixed.num_classes).reshape(-1, *(1,) * (len(shape) - 1))
-        weight = jnp.where(real, weight, 0.0)
-        if kind.rows is not None:
-            return kind.rows(weight)
-        if (rows := terms[0].loss.rows) is not None:
-            return rows(weight, key=key_margins, num_classes=fixed.num_classes)
-        return weight
-
-    def init(key: Array, hyper: Hyper) -> tuple[Any, Any]:
-        key, key_rows, key_margins = jax.random.split(key, 3)
-        learned, running = {}, {}
-        for term in terms:
-            key, part = jax.random.split(key)
-            inputs, numbers = fixed._replace(key=part), term.numbers(hyper)
-            if term.loss.learned is not None:
-                learned[term.key] = call(term.loss.learned, inputs, numbers)
-            if term.loss.running is not None:
-                running[term.key] = call(term.loss.running, inputs, numbers)
-        rows = prototypes(key_rows, key_margins) if config.loss.name else {}
-        return {"prototypes": rows, "terms": learned}, running
-
-    return init
+def _init(
+    config: Config, terms: list[_Term], fixed: Inputs, key: Array, hyper: Hyper
+) -> tuple[Any, Any]:
+    """Objective.init."""
+    key, key_weight, key_rows = jax.random.split(key, 3)
+    learned, running = {}, {}
+    for term in terms:
+        key, part = jax.random.split(key)
+        inputs, arguments = fixed._replace(key=part), {**term.numbers(hyper), **term.static}
+        if term.loss.learned is not None:
+            learned[term.key] = term.call(term.loss.learned, inputs, arguments)
+        if term.loss.running is not None:
+            running[term.key] = term.call(term.loss.running, inputs, arguments)
+    if not config.loss.name:
+        return {"prototypes": {}, "terms": learned}, running
+    several = (config.loss.subcenters,) if _similarity(config).subcenters else ()
+    # Short rows turn quickly at first; 0.01 is what arcface_torch starts with too.
+    weight = 0.01 * jax.random.normal(key_weight, (fixed.rows, *several, fixed.embedding_dim))
+    real = jnp.arange(fixed.rows) < fixed.num_classes
+    prototypes: Any = jnp.where(real.reshape(-1, *(1 for _ in weight.shape[1:])), weight, 0.0)
+    if (rows := terms[0].loss.rows) is not None:
+        inputs = fixed._replace(key=key_rows)
+        prototypes = terms[0].call(rows, inputs, {"weight": prototypes})
+    return {"prototypes": prototypes, "terms": learned}, running
 
 
-def _on_one_shard(
-    config: Config, terms: list[_Term], fixed: Inputs, chunk_size: int | None, shards: int
-) -> Callable:
-    """(params, running, output, labels, hyper, step, key) → the terms' values, state, metrics."""
-    loss, num_classes = config.loss, fixed.num_classes
-    sample = max(1, round(loss.sample_rate * fixed.rows / shards)) if loss.sample_rate < 1 else 0
-    kind = similarities.KINDS[loss.similarity]
-    margin_of = _margin_of(loss) if loss.name else None
-    measure = {
-        "loss": partial(
-            _over_classes,
-            sample=sample,
-            bounded=kind.bounded,
-            norm_as_scale=bool(loss.get("norm_as_scale")),
-        ),
-        "regularizers": _of_prototypes,
-        "joint": _beside,
-        "pairs": _of_pairs,
-    }
-
-    def one_shard(
-        params: Any, running: Any, output: Any, labels: Array, hyper: Hyper, step: Array, key: Array
-    ) -> tuple[Any, Any]:
-        given = fixed._replace(
-            embeddings=output["embedding"], labels=labels, group_logits=output.get("group_logits")
+def _one_shard(
+    loss: Config,
+    terms: list[_Term],
+    margin: Callable[[Hyper, Array], margins.Margin] | None,
+    fixed: Inputs,
+    params: Any,
+    running: Any,
+    output: Mapping[str, Array],
+    labels: Array,
+    hyper: Hyper,
+    step: Array,
+    key: Array,
+) -> tuple[dict[str, Array], tuple[Any, Metrics]]:
+    """One device's part: each term's value by its key, and the next running state, metrics."""
+    shared = fixed._replace(embeddings=output["embedding"], labels=labels)
+    if loss.name:
+        classes = class_softmax.all_classes(
+            params["prototypes"], fixed.num_classes, axis_name=fixed.axis_name
         )
-        if loss.name:
-            classes = class_softmax.all_classes(
-                params["prototypes"], num_classes, axis_name=sharding.AXIS
-            )
-            given = given._replace(classes=classes)
-        values, after, metrics = {}, dict(running), {}
-        for i, term in enumerate(terms):
-            inputs = given._replace(
-                key=jax.random.fold_in(key, i),
-                learned=params["terms"].get(term.key),
-                running=running.get(term.key),
-            )
-            if term.section == "loss":
-                inputs = inputs._replace(similarity=kind.function, chunk_size=chunk_size)
-                if margin_of is not None:
-                    inputs = inputs._replace(margin=_margin(loss, margin_of, hyper, step))
-            with jax.named_scope(term.label):
-                value, state, figures = measure[term.section](term, term.numbers(hyper), inputs)
-            values[term.key] = value
-            if state:
-                after[term.key] = state
-            metrics |= {f"train/{name}": number for name, number in figures.items()}
-            for name, leaf in {**(inputs.learned or {}), **(state or {})}.items():
-                if jnp.ndim(leaf) == 0:  # a scale that follows the angles, a learned threshold
-                    metrics[f"train/{term.label}_{name}"] = leaf
-        return values, (after, metrics)
+        shared = shared._replace(classes=classes)
+    values, after, metrics = {}, dict(running), {}
+    for i, term in enumerate(terms):
+        inputs = shared._replace(
+            key=jax.random.fold_in(key, i),
+            learned=params["terms"].get(term.key),
+            running=running.get(term.key),
+            outputs={name: output[name] for name in term.loss.outputs if name in output},
+        )
+        arguments = {**term.numbers(hyper), **term.static}
+        if term.section == "loss" and margin is not None:
+            arguments["margin"] = margin(hyper, step)
+        if term.section == "loss" and loss.get("norm_as_scale"):
+            arguments["scale"] = arguments["scale"] * norm(output["embedding"])
+        with jax.named_scope(term.label):
+            value, state, figures = _MEASURE[term.section](term, inputs, arguments)
+            if term.loss.figures is not None:
+                asked = {**arguments, "value": value}
+                figures = {**figures, **term.call(term.loss.figures, inputs, asked)}
+        if bool(state) != (term.loss.running is not None):
+            what = "a state, and nothing says how it starts" if state else "no next state"
+            raise ValueError(f"{term.key} gives {what}: `running` of its Loss must agree with it")
+        values[term.key] = value
+        if state:
+            after[term.key] = state
+        for name, figure in figures.items():
+            taken = f"train/{name}" in metrics
+            metrics[f"train/{term.label}_{name}" if taken else f"train/{name}"] = figure
+        for name, leaf in {**(inputs.learned or {}), **state}.items():
+            if jnp.ndim(leaf) == 0:  # a scale that follows the angles, a learned threshold
+                metrics[f"train/{term.label}_{name}"] = leaf
+    return values, (after, metrics)
 
-    return one_shard
+
+# How each section measures a term: (term, inputs, arguments) → its mean, next state, figures.
 
 
-# One function for each section: (term, its numbers, inputs) → its mean, its next state, figures.
-
-
-def _over_classes(
-    term: _Term, numbers: Hyper, inputs: Inputs, *, sample: int, bounded: bool, norm_as_scale: bool
-) -> tuple[Array, Any, Metrics]:
-    held, axis = inputs.classes, inputs.axis_name
-    if sample:
+def _over_classes(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tuple:
+    classes, axis = inputs.classes, inputs.axis_name
+    if inputs.sample_rate < 1:
+        num = max(1, round(inputs.sample_rate * inputs.rows / lax.axis_size(axis)))
         key = jax.random.fold_in(inputs.key, 1)
-        held = class_softmax.sample_classes(key, inputs.labels, held, sample, axis_name=axis)
-    inputs = inputs._replace(classes=held, scale=numbers.get("scale"))
-    if norm_as_scale:
-        inputs = inputs._replace(scale=inputs.scale * similarities.norm(inputs.embeddings))
-    result = call(term.loss.function, inputs, numbers)
+        classes = class_softmax.sample_classes(key, inputs.labels, classes, num, axis_name=axis)
+    result = term.call(term.loss.function, inputs._replace(classes=classes), arguments)
+    if not isinstance(result, class_losses.ClassLoss):
+        raise ValueError(f"{term.key} gives {type(result).__name__}: a ClassLoss is needed")
     figures = {"top1": jnp.mean(result.target > result.hardest)}
     cos = result.target
-    if not (bounded and term.loss.cosine):
-        held = held._replace(rows=weights(held.rows))
+    if not term.loss.cosine:
         cos = class_softmax.target_similarity(
-            inputs.embeddings, inputs.labels, held, axis_name=axis
+            inputs.embeddings, inputs.labels, _of_weights(classes), axis_name=axis
         )
     angle = jnp.arccos(jnp.clip(cos, -1.0, 1.0))
     figures["target_angle"] = jnp.mean(jnp.degrees(angle))
-    value = jnp.mean(result.loss)
-    return value, result.running, figures | _figures(term, numbers, inputs, value)
+    return jnp.mean(result.loss), result.running, figures
 
 
-def _of_prototypes(term: _Term, numbers: Hyper, inputs: Inputs) -> tuple[Array, Any, Metrics]:
-    held = inputs.classes
-    directions = inputs._replace(classes=held._replace(rows=weights(held.rows)))
-    per_class, state = _with_state(term, call(term.loss.function, directions, numbers))
-    value = lax.psum(jnp.sum(per_class), inputs.axis_name) / inputs.num_classes
-    return value, state, _figures(term, numbers, inputs, value)
+def _of_prototypes(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tuple:
+    inputs = inputs._replace(classes=_of_weights(inputs.classes))
+    per_class, state = _values(term, inputs, arguments)
+    return lax.psum(jnp.sum(per_class), inputs.axis_name) / inputs.num_classes, state, {}
 
 
-def _beside(term: _Term, numbers: Hyper, inputs: Inputs) -> tuple[Array, Any, Metrics]:
-    losses, state = _with_state(term, call(term.loss.function, inputs, numbers))
-    value = jnp.mean(losses)
-    return value, state, _figures(term, numbers, inputs, value)
+def _beside(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tuple:
+    losses, state = _values(term, inputs, arguments)
+    return jnp.mean(losses), state, {}
 
 
-def _of_pairs(term: _Term, numbers: Hyper, inputs: Inputs) -> tuple[Array, Any, Metrics]:
-    losses, state = _with_state(term, call(term.loss.function, inputs, numbers))
-    value = lax.psum(jnp.sum(losses), inputs.axis_name) / inputs.embeddings.shape[0]
-    return value, state, _figures(term, numbers, inputs, value)
+def _of_pairs(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tuple:
+    losses, state = _values(term, inputs, arguments)
+    return lax.psum(jnp.sum(losses), inputs.axis_name) / len(inputs.labels), state, {}
 
 
-def _with_state(term: _Term, result: Any) -> tuple[Array, Any]:
-    return result if term.loss.running is not None else (result, None)
+def _values(term: _Term, inputs: Inputs, arguments: Mapping[str, Any]) -> tuple[Array, Any]:
+    """What a term gives, one number each, and its next state."""
+    result = term.call(term.loss.function, inputs, arguments)
+    values, state = result if isinstance(result, tuple) else (result, {})
+    if jnp.ndim(values) != 1:
+        shape = list(jnp.shape(values))
+        raise ValueError(
+            f"{term.key} gives values of shape {shape}: one for each example is needed"
+        )
+    return values, state
 
 
-def _figures(term: _Term, numbers: Hyper, inputs: Inputs, value: Array) -> Metrics:
-    if term.loss.figures is None:
-        return {}
-    return call(term.loss.figures, inputs, {**numbers, "value": value})
+def _of_weights(classes: class_softmax.Classes) -> class_softmax.Classes:
+    return classes._replace(rows=weights(classes.rows))
 
 
-# From the config to terms: every mistake ends in one line that names its key.
+_MEASURE = {
+    "loss": _over_classes,
+    "regularizers": _of_prototypes,
+    "joint": _beside,
+    "pairs": _of_pairs,
+}
+
+# From the config to terms: every mistake is named here.
 
 
-def _terms(config: Config, between: int | None) -> list[_Term]:
-    """The loss over classes first, then the others; `between` is chunk_size_between."""
-    _known(config.loss.similarity, similarities.KINDS, "loss.similarity")
-    terms = [_class_loss(config)] if config.loss.name else []
+def _terms(config: Config, chunk_size: int | None, between: int | None) -> list[_Term]:
+    """The loss over classes, if there is one, and all others.
+
+    Args:
+      config: of the run.
+      chunk_size: of the loss over classes.
+      between: chunk_size_between, for a term that has no chunk_size of its own.
+    """
+    terms = [_class_loss(config, chunk_size)] if config.loss.name else []
     for section in MODULES:
-        for name, kw in config[section].items():
-            terms.append(_term(config, section, name, kw, between))
+        terms += [_term(config, section, k, kw, between) for k, kw in config[section].items()]
     if not terms:
         raise ValueError("nothing to minimise: give loss.name, or a term in pairs or joint")
-    names = [term.name for term in terms]
-    return [t._replace(label=t.key) if names.count(t.name) > 1 else t for t in terms]
+    names = collections.Counter(["total", *(term.name for term in terms)])
+    return [t._replace(label=t.key) if names[t.name] > 1 else t for t in terms]
 
 
-def _find(table: Mapping[str, Loss], name: str, key: str) -> Loss:
-    """A row of a table, or the user's own: a function, or a Loss that says what it needs."""
-    found = from_path(name, key, "LOSSES") if is_path(name) else find(table, name, key)
-    if isinstance(found, Loss):
-        return found
-    if not callable(found):
-        raise ValueError(f"{key}={name!r} is neither a function nor a Loss")
-    return Loss(found)
-
-
-def _class_loss(config: Config) -> _Term:
-    loss = config.loss
+def _class_loss(config: Config, chunk_size: int | None) -> _Term:
+    loss, similarity = config.loss, _similarity(config)
     found = _find(class_losses.LOSSES, loss.name, "loss.name")
-    name = loss.name.rpartition(":")[2]
-    takes = inspect.signature(found.function).parameters
+    name, takes = loss.name.rpartition(":")[2], inspect.signature(found.function).parameters
     for key in ("scale", "margin"):
         if key in loss and key not in takes:
             raise ValueError(f"loss.{key} has no place in {name}: leave it out of the config")
@@ -440,33 +431,37 @@ def _class_loss(config: Config) -> _Term:
             raise ValueError(f"loss.{key}={loss[key]!r} has no place in {name}")
     if loss.similarity != "cosine" and "similarity" not in takes:
         raise ValueError(f"loss.similarity={loss.similarity!r} has no place in {name}")
-    if loss.similarity == "linear" and loss.get("margin", "identity") != "identity":
+    if not similarity.cosine and loss.get("margin", "identity") != "identity":
         raise ValueError(
-            f"loss.margin={loss.margin!r} changes a cosine, and loss.similarity='linear' is none: "
-            "use loss.similarity='cosine', or loss.margin='identity'"
+            f"loss.margin={loss.margin!r} changes a cosine, and loss.similarity="
+            f"{loss.similarity!r} is none: use loss.similarity='cosine', or loss.margin='identity'"
         )
     if not 0 < loss.sample_rate <= 1:
         raise ValueError(f"loss.sample_rate={loss.sample_rate}: give a part in (0, 1]")
     for key in ("scale", "margin"):
         if key in takes and takes[key].default is inspect.Parameter.empty and key not in loss:
             raise ValueError(f"loss.{key} is missing: {name} needs it")
-    check_arguments(found.function, loss.kw, "loss.kw", asked(found.function))
-    return _Term("loss", name, name, found, _rest(loss.kw), "constant")
+    given = {"margin", "scale", "similarity", "chunk_size", *Inputs._fields, *found.outputs}
+    lookup.check_arguments(found.function, loss.kw, "loss.kw", given, by_name=True)
+    found = found._replace(
+        rows=found.rows or similarity.rows, cosine=found.cosine and similarity.cosine
+    )
+    static = _rest(loss.kw) | {"similarity": similarity.function, "chunk_size": chunk_size}
+    return _Term("loss", name, found, name, static)
 
 
 def _term(config: Config, section: str, name: str, kw: Config, between: int | None) -> _Term:
-    key = f"{section}.{name}"
-    named = f"{key}.name" if "name" in kw else section
-    found = _find(MODULES[section].LOSSES, kw.get("name", name), named)
-    takes = asked(found.function)
-    own = {k: v for k, v in kw.items() if k not in ("name", "weight", *_RAMP)}
-    check_arguments(found.function, own, key, takes - _OF_CLASSES)
+    key, named = f"{section}.{name}", kw.get("name", name)
+    found = _find(MODULES[section].LOSSES, named, f"{key}.name" if "name" in kw else section)
+    own = {k: v for k, v in kw.items() if k not in _OF_TERMS}
+    given = {*Inputs._fields, *found.outputs}
+    lookup.check_arguments(found.function, own, key, given, by_name=True)
     if "weight" not in kw:
         raise ValueError(f"{key}.weight is missing: every term needs one")
     for number in ("weight", "begin", "end"):
         if number in kw and not isinstance(kw[number], float):
             raise ValueError(f"{key}.{number}={kw[number]!r}: write it as a float, such as 1.0")
-    if "classes" in takes and not one_row_a_class(config):
+    if "classes" in inspect.signature(found.function).parameters and not one_row_a_class(config):
         raise ValueError(
             f"{key} needs one prototype for each class; loss.name={config.loss.name!r} with "
             f"loss.similarity={config.loss.similarity!r} has none or several"
@@ -477,28 +472,53 @@ def _term(config: Config, section: str, name: str, kw: Config, between: int | No
     static = _rest(own)
     if static.get("chunk_size", "auto") in ("auto", 0):  # 0, as none: as the loss over classes
         static["chunk_size"] = between
-    return _Term(section, name, name, found, static, shape)
+    return _Term(section, name, found, name, static, shape)
 
 
-def _margin_of(loss: Config) -> Callable | None:
-    """ψ with its parameters open, if the loss has a margin of the config."""
-    if not (name := loss.get("margin", "")):
+def _find(table: Mapping[str, Any], name: str, key: str) -> Loss:
+    """A row of the table, or of the user's own code: there a function alone is a row, too."""
+    if not lookup.is_path(name):
+        return lookup.find(table, name, key)
+    found = lookup.from_path(name, key, table="LOSSES")
+    row = found if isinstance(found, Loss) else Loss(found)
+    if not callable(row.function):
+        raise ValueError(f"{key}={name!r} is no function")
+    for what in ("learned", "running"):
+        asked = what in inspect.signature(row.function).parameters
+        if asked and getattr(row, what) is None:
+            raise ValueError(
+                f"{key}={name!r} asks for {what}, and nothing says how that starts: write "
+                f"LOSSES = {{...: Loss(..., {what}=...)}} beside it"
+            )
+    return row
+
+
+def _margin(config: Config) -> Callable[[Hyper, Array], margins.Margin] | None:
+    """(hyper, step) → ψ as it is in that step, of a loss that has a margin."""
+    loss = config.loss
+    if not (name := loss.get("margin")):
         return None
-    key = "loss.margin"
-    margin_of = from_path(name, key) if is_path(name) else find(margins.MARGINS, name, key)
+    key, own = "loss.margin", lookup.is_path(name)
+    margin_of = (
+        lookup.from_path(name, key, "MARGINS") if own else lookup.find(margins.MARGINS, name, key)
+    )
     if not callable(margin_of):
-        raise ValueError(f"loss.margin={name!r} is no function")
-    check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
-    return margin_of
+        raise ValueError(f"{key}={name!r} is no function")
+    lookup.check_arguments(margin_of, loss.margin_kw, "loss.margin_kw")
 
+    def margin(hyper: Hyper, step: Array) -> margins.Margin:
+        psi: Any = partial(margin_of, **hyper["margin"])
+        if loss.detach:
+            psi = margins.detach(psi)
+        if hyper["anneal"]:
+            psi = margins.anneal(psi, annealed_weight(step, hyper["anneal"]))
+        return psi
 
-def _margin(loss: Config, margin_of: Callable, hyper: Hyper, step: Array) -> margins.Margin:
-    margin = partial(margin_of, **hyper["margin"])
-    if loss.detach:
-        margin = margins.detach(margin)
-    if hyper["anneal"]:
-        margin = margins.anneal(margin, annealed_weight(step, hyper["anneal"]))
     return margin
+
+
+def _similarity(config: Config) -> Kind:
+    return lookup.find(SIMILARITIES, config.loss.similarity, "loss.similarity")
 
 
 def _numbers(section: Any) -> dict[str, Any]:
@@ -511,5 +531,5 @@ def _rest(section: Any) -> dict[str, Any]:
 
 def _known(name: str, known: Iterable[str], key: str) -> str:
     if name not in known:
-        raise ValueError(f"{key}={name!r} is unknown; {nearest(name, known)}")
+        raise ValueError(f"{key}={name!r} is unknown; {lookup.nearest(name, known)}")
     return name
