@@ -56,7 +56,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> None:
 
 
 _MANY = 2**40  # more than any run has
-# What a value may be wherever its key ends so: model.kw.dropout, model.kw.backbone_kw.dropout.
+# What a value may be, by its section and the end of its key, however deep it lies between them:
+# "model.dropout" is that of model.kw.dropout and of model.kw.backbone_kw.dropout.
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "batch_size": (1, _MANY),
@@ -64,42 +65,48 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "steps": (0, _MANY),
     "log_every": (1, _MANY),
     "checkpoint_every": (1, _MANY),
-    "workers": (0, 1024),
-    "held_out": (0, _MANY),
-    "folds": (2, _MANY),
-    "embedding_dim": (1, _MANY),
-    "dropout": (0.0, 0.99),
-    "width": (0.001, 1000.0),
-    "learning_rate": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "clip_norm": (0.0, math.inf),
-    "accumulate": (1, _MANY),
-    "warmup": (0.0, 1.0),
-    "every": (0, _MANY),
+    "data.workers": (0, 1024),
+    "data.held_out": (0, _MANY),
+    "data.folds": (2, _MANY),
+    "model.embedding_dim": (1, _MANY),
+    "model.dropout": (0.0, 0.99),
+    "model.width": (0.001, _MANY),
+    "optimizer.learning_rate": (0.0, math.inf),
+    "optimizer.weight_decay": (0.0, math.inf),
+    "optimizer.clip_norm": (0.0, math.inf),
+    "optimizer.accumulate": (1, _MANY),
+    "schedule.warmup": (0.0, 1.0),
+    "evaluate.every": (0, _MANY),
+    "evaluate.batch_size": (1, _MANY),
+    "evals.every": (0, _MANY),
+    "evals.batch_size": (1, _MANY),
+    "evals.folds": (2, _MANY),
 }
 _WORDS: dict[str, tuple[str, ...]] = {
-    "dtype": ("float32", "bfloat16"),
-    "precision": ("auto", "highest", "tf32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "loss.precision": ("auto", "highest", "tf32", "bfloat16"),
 }
 
 
 def check(config: Config) -> None:
     """Raises a one-line ValueError that names a value with which no run has a meaning."""
     for key, value in dotted(config).items():
-        end = key.rpartition(".")[2]
-        if end in _LIMITS and isinstance(value, int | float):
-            least, most = _LIMITS[end]
+        section, *inner = key.split(".")
+        place = f"{section}.{inner[-1]}" if inner else key
+        if place in _LIMITS and isinstance(value, int | float):
+            least, most = _LIMITS[place]
             if not least <= value <= most:  # NaN is within no limits
                 above = f" to {most}" if most < _MANY else " or more"
                 raise ValueError(f"config.{key}={value}: give {least}{above}")
-        if end in _WORDS and value not in _WORDS[end]:
-            raise ValueError(f"config.{key}={value!r} is unknown; {nearest(value, _WORDS[end])}")
+        if place in _WORDS and value not in _WORDS[place]:
+            hint = nearest(str(value), _WORDS[place])
+            raise ValueError(f"config.{key}={value!r} is unknown; {hint}")
         known = value == "auto" or (type(value) is int and 0 <= value <= _MANY)
-        if end == "chunk_size" and not known:
+        if key.endswith(".chunk_size") and not known:
             raise ValueError(
                 f"config.{key}={value!r}: give a number of classes, 0 for all at once, or 'auto'"
             )
-        if end == "boundaries" and not all(
+        if place == "schedule.boundaries" and not all(
             isinstance(b, int | float) and 0 <= b <= 1 for b in value
         ):
             raise ValueError(f"config.{key}={value!r}: give fractions of the run, as (0.5, 0.75)")
@@ -143,7 +150,8 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
         hint = nearest(path.name, siblings) if siblings else f"no experiments in {path.parent}"
         raise FileNotFoundError(f"no config file {path}; {hint}")
     if found != path:
-        _say_packaged(path if path.parent.is_dir() else path.parent)
+        any_here = any(path.parent.glob("*.py"))
+        _say_packaged(path if any_here else path.parent)
     spec = importlib.util.spec_from_file_location(found.stem, found)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
@@ -165,14 +173,12 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
 def _package_of(file: pathlib.Path) -> Callable[[], Any]:
     """A maker of contexts in which the package `experiments` is the one that a file belongs to.
 
-    It is the file's folder, or else the working directory's `experiments`, where that has a
-    common.py with a `base`; or else what comes with this package.
+    It is the first with a common.py of the file's folder and the working directory's `experiments`,
+    or else what comes with this package.
     """
-    for folder in (file.parent, pathlib.Path("experiments")):
-        common = folder / "common.py"
-        if common.is_file() and "def base(" in common.read_text(encoding="utf-8"):
-            return functools.partial(_experiments, folder.resolve())
-    return functools.partial(_experiments, PACKAGED)
+    places = (file.parent, pathlib.Path("experiments"))
+    folder = next((f.resolve() for f in places if (f / "common.py").is_file()), PACKAGED)
+    return functools.partial(_experiments, folder)
 
 
 _loaded: dict[pathlib.Path, dict[str, ModuleType]] = {}  # folder → its modules by name

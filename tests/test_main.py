@@ -19,6 +19,7 @@ from marginface import build, main, train
 from marginface import config as configs
 from marginface.commands import __main__ as commands
 from marginface.evaluators.common import NotFiniteError
+from marginface.launch import sweep
 
 EXPERIMENT = "--config=experiments/arcface_regular.py"
 
@@ -267,6 +268,31 @@ def test_a_lost_peer_is_a_crash_and_no_mistake_of_the_user(tmp_path, monkeypatch
         main.run([EXPERIMENT, f"--workdir={tmp_path / 'run'}"])
 
 
+def test_a_limit_is_that_of_its_section():
+    """A network, a reader or an evaluator of one's own has words of its own."""
+    config = configs.load("experiments/arcface.py:data=small").unlock()
+    config.model.kw.update({"parts": {"dropout": 0.5}, "steps": -1})
+    config.model.kw.width = 2048.0
+    config.data.kw.update({"width": -1, "dtype": "uint8", "precision": 0.9})
+    config.evals.mine = {"type": "mine.py:Evaluator", "every": 0, "seed": -3, "precision": 0.9}
+    configs.check(config)
+    for key, value in (
+        ("model.kw.parts.dropout", 2.0),
+        ("evals.mine.every", -1),
+        ("evals.mine.batch_size", 0),
+        ("model.kw.dtype", "float8"),
+        ("loss.precision", "half"),
+    ):
+        wrong = configs.from_json(configs.to_json(config)).unlock()
+        parent, _, last = key.rpartition(".")
+        section = wrong
+        for word in parent.split("."):
+            section = section[word]
+        section[last] = value
+        with pytest.raises(ValueError, match=rf"config\.{key}={value!r}"):
+            configs.check(wrong)
+
+
 def test_an_experiment_without_a_file_here_is_the_packaged_one(tmp_path, monkeypatch, capsys):
     here = configs.load("experiments/arcface.py:data=small")
     assert capsys.readouterr().err == ""
@@ -277,7 +303,13 @@ def test_an_experiment_without_a_file_here_is_the_packaged_one(tmp_path, monkeyp
     assert capsys.readouterr().err.splitlines() == [
         "marginface: no experiments here: what comes with marginface under that name is used"
     ]
-    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "results").mkdir(parents=True)
+    assert configs.load("experiments/arcface.py:data=small") == here
+    assert len(sweep.experiments(["experiments"])) == len(
+        sweep.experiments([str(configs.PACKAGED)])
+    )
+    assert capsys.readouterr().err == ""  # once is enough
+    (tmp_path / "experiments" / "mine.py").touch()
     assert configs.load("experiments/arcface.py:data=small") == here
     assert "marginface: no experiments/arcface.py here: what comes" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"arcfase\.py; did you mean 'arcface\.py'"):
@@ -290,7 +322,7 @@ def experiments_with(folder, scale):
     """A folder of experiments whose common.py has another scale."""
     folder.mkdir(parents=True)
     own = folder / "common.py"
-    own.write_text(f"def base(arg): ...\ndef scale(): return {scale}\n")
+    own.write_text(f"def scale(): return {scale}\n")
     (folder / "mine.py").write_text(
         "from ml_collections import ConfigDict\n"
         "from experiments import common\n"
@@ -344,19 +376,23 @@ def test_experiments_need_not_be_importable(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def console(capsys, *words):
-    """Exit code, stdout and stderr of `marginface WORDS`."""
-    code = 0
-    try:
-        commands.main(words)
-    except SystemExit as left:
-        code = left.code or 0
-    return code, *capsys.readouterr()
+@pytest.fixture
+def console(capsys, monkeypatch):
+    """Runs `marginface WORDS` in this process: exit code, stdout and stderr."""
+    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def call(*words):
+        with pytest.raises(SystemExit) as left:
+            commands.main(words)
+        return left.value.code or 0, *capsys.readouterr()
+
+    return call
 
 
-def test_the_commands_are_listed_one_a_line(capsys):
-    code, out, _ = console(capsys)
-    assert (code, out) == console(capsys, "--help")[:2] == (0, out)
+def test_the_commands_are_listed_one_a_line(console):
+    code, out, _ = console()
+    assert (code, out) == console("--help")[:2] == (0, out)
     for name, line in commands.COMMANDS.items():
         assert f"    {name:8} {line}\n" in out
     folder = pathlib.Path(commands.__file__).parent
@@ -365,8 +401,8 @@ def test_the_commands_are_listed_one_a_line(capsys):
 
 
 def test_the_list_of_commands_imports_little():
-    program = "import sys\nfrom marginface.commands.__main__ import main\nmain([])\n"
-    program += "print(*sys.modules, file=sys.stderr)"
+    program = "import atexit, sys\nfrom marginface.commands.__main__ import main\n"
+    program += "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nmain([])\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
@@ -374,13 +410,11 @@ def test_the_list_of_commands_imports_little():
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
-def test_help_is_one_screen_with_an_example_and_exit_codes(name, capsys, monkeypatch):
+def test_help_is_one_screen_with_an_example_and_exit_codes(name, console, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
     for key in ("XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(key, os.environ.get(key, ""))  # put back what tuning sets
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    code, out, _ = console(capsys, name, "--help")
+    code, out, _ = console(name, "--help")
     assert code == 0
     assert len(out.splitlines()) <= 50
     assert re.search(rf"^ *marginface {name} ", out, re.MULTILINE)
@@ -388,29 +422,37 @@ def test_help_is_one_screen_with_an_example_and_exit_codes(name, capsys, monkeyp
     assert f"usage: marginface {name}" in out
 
 
-def test_an_unknown_command_names_the_nearest(capsys):
-    code, out, err = console(capsys, "trian")
+def test_the_list_of_commands_may_end_in_a_pipe_that_is_closed():
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "marginface.commands"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_an_unknown_command_names_the_nearest(console):
+    code, out, err = console("trian")
     assert (code, out) == (2, "")
     assert err.startswith("marginface: no command 'trian'; did you mean 'train'?")
 
 
-def test_the_version_is_that_of_the_package(capsys):
-    code, out, _ = console(capsys, "--version")
+def test_the_version_is_that_of_the_package(console):
+    code, out, _ = console("--version")
     with (configs.CLONE / "pyproject.toml").open("rb") as file:
         version = tomllib.load(file)["project"]["version"]
     assert (code, out.split()[:2]) == (0, ["marginface", version])
 
 
-def test_init_copies_the_experiments_and_writes_over_nothing(tmp_path, capsys, monkeypatch):
+def test_init_copies_the_experiments_and_writes_over_nothing(tmp_path, console, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    assert console(capsys, "init")[0] == 0
+    assert console("init")[0] == 0
     for file in configs.PACKAGED.glob("*.py"):
         assert (tmp_path / "experiments" / file.name).read_bytes() == file.read_bytes()
     text = (tmp_path / "experiments" / "arcface.py").read_text()
     (tmp_path / "experiments" / "arcface.py").write_text(text.replace("small=0.3", "small=0.2"))
     assert configs.load("experiments/arcface.py:data=small").loss.margin_kw.m == 0.2
-    code, _, err = console(capsys, "init", "experiments")
+    code, _, err = console("init", "experiments")
     assert (code, err.splitlines()[-1]) == (
         2,
         "marginface: experiments/__init__.py is there: give a folder without __init__.py",
@@ -418,14 +460,14 @@ def test_init_copies_the_experiments_and_writes_over_nothing(tmp_path, capsys, m
     assert "small=0.2" in (tmp_path / "experiments" / "arcface.py").read_text()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "softmax.py").touch()
-    assert console(capsys, "init", "other")[0] == 2
+    assert console("init", "other")[0] == 2
     assert len(list((tmp_path / "other").iterdir())) == 1
+    (tmp_path / "file").touch()
+    assert console("init", "file") == (2, "", "marginface: file is a file: give a folder\n")
 
 
-def test_train_is_the_plain_command(tmp_path, capsys, monkeypatch):
+def test_train_is_the_plain_command(console, monkeypatch):
     got = []
-    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr("marginface.main.run", lambda argv: got.append(argv) or 75)
-    assert console(capsys, "train", EXPERIMENT, "--config.seed=1")[0] == 75
+    assert console("train", EXPERIMENT, "--config.seed=1")[0] == 75
     assert got == [[EXPERIMENT, "--config.seed=1"]]

@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from marginface import __version__, command, lookup
 
@@ -26,7 +27,7 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the subcommand that `argv`, or else the process's arguments, begins with."""
     if argv is None:
         sys.path.append("")  # as with python -m, modules of one's own lie in the working directory
@@ -34,16 +35,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = argv or ["--help"]
     if name in COMMANDS:
         importlib.import_module(f"marginface.commands.{name}").main(rest)
-    elif name in ("-h", "--help"):
+    command.main(run, "marginface", [name, *rest])
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints the list of commands or the versions.
+
+    Raises:
+        ValueError: `argv` begins with another word; names the nearest command.
+    """
+    name = argv[0]
+    if name in ("-h", "--help"):
         lines = [f"    {name:8} {line}" for name, line in COMMANDS.items()]
-        print(f"{__doc__}\n" + "\n".join([*lines, "", "marginface COMMAND --help says more."]))
+        text = "\n".join([str(__doc__), *lines, "", "marginface COMMAND --help says more."])
     elif name == "--version":
         jax = importlib.metadata.version("jax")
-        print(f"marginface {__version__} (Python {platform.python_version()}, jax {jax})")
+        text = f"marginface {__version__} (Python {platform.python_version()}, jax {jax})"
     else:
         hint = lookup.nearest(name, [*COMMANDS, "--help", "--version"])
-        print(f"marginface: no command {name!r}; {hint}", file=sys.stderr)
-        sys.exit(command.INPUT_ERROR)
+        raise ValueError(f"no command {name!r}; {hint}")
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

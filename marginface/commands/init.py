@@ -22,15 +22,18 @@ def run(argv: Sequence[str]) -> None:
     """Copies as `argv` (without the command's name) says.
 
     Raises:
-        ValueError: a file of one of the names is there; nothing is written.
+        ValueError: a file of one of the names is there, or of the folder's; nothing is written.
         OSError: the folder cannot be written.
     """
     parser = Parser("marginface init", __doc__)
-    parser.add_argument("folder", type=pathlib.Path, nargs="?", default="experiments")
+    add = parser.add_argument
+    add("folder", type=pathlib.Path, nargs="?", default="experiments", help="where they go")
     folder = parser.parse_args(argv).folder
     files = sorted(configs.PACKAGED.glob("*.py"))
     if there := [file.name for file in files if (folder / file.name).exists()]:
         raise ValueError(f"{folder / there[0]} is there: give a folder without {there[0]}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, folder / file.name)

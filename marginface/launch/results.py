@@ -6,8 +6,9 @@
 RUNS are run folders, folders that hold some (sweeps, too), or CSVs that this command wrote. --name
 or --out writes the CSV, one row a run. The table has one row for each experiment, variant and set
 of overrides; below it stand commits, devices and versions, and by name each run that did not end
-well. In a page it stands between <!-- NAME --> and <!-- end NAME -->. In a
-clone also `python -m launch.results`.
+well. In a page it stands between <!-- NAME --> and <!-- end NAME -->.
+
+In a clone also `python -m launch.results`.
 
 Exit codes: 0 done; 2 a mistake in the options or the input.
 """

@@ -93,7 +93,7 @@ def experiments(words: Sequence[str], variant: str = "") -> list[str]:
     found = []
     for word in words:
         folder = pathlib.Path(word)
-        packaged = folder == pathlib.Path("experiments") and not folder.exists()
+        packaged = folder == pathlib.Path("experiments") and not any(folder.glob("*.py"))
         if folder.is_dir() or packaged:
             files = sorted((configs.PACKAGED if packaged else folder).glob("*.py"))
             names = [f.name for f in files if "def get_config" in f.read_text(encoding="utf-8")]
