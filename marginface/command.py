@@ -42,8 +42,10 @@ class Parser(argparse.ArgumentParser):
         return options, changes
 
 
-def main(run: Callable[[Sequence[str]], int | None], name: str) -> NoReturn:
-    """Calls `run` with the command line and leaves with its exit code (none: 0).
+def main(
+    run: Callable[[Sequence[str]], int | None], name: str, argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Calls `run` with `argv`, or the process's arguments, and leaves with its exit code (none: 0).
 
     SIGTERM and a lost terminal arrive as KeyboardInterrupt; it ends with 75, a ValueError, an
     OSError or a device's lack of memory with 2, all with one line that begins with `name`.
@@ -53,7 +55,7 @@ def main(run: Callable[[Sequence[str]], int | None], name: str) -> NoReturn:
         signal.signal(number, signal.default_int_handler)
     try:
         with runtime.one_line_errors():
-            code = run(sys.argv[1:]) or DONE
+            code = run(sys.argv[1:] if argv is None else argv) or DONE
         sys.exit(code)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command continues", file=sys.stderr, flush=True)

@@ -1,12 +1,15 @@
 """Configs: files loaded, values checked, dotted overrides."""
 
 import ast
-import importlib
+import contextlib
+import functools
 import importlib.util
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Generator, Mapping
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -53,6 +56,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> None:
 
 
 _MANY = 2**40  # more than any run has
+# What a value may be wherever its key ends so: model.kw.dropout, model.kw.backbone_kw.dropout.
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "batch_size": (1, _MANY),
@@ -60,47 +64,45 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "steps": (0, _MANY),
     "log_every": (1, _MANY),
     "checkpoint_every": (1, _MANY),
-    "data.workers": (0, 1024),
-    "data.held_out": (0, _MANY),
-    "model.embedding_dim": (1, _MANY),
-    "model.kw.dropout": (0.0, 0.99),
-    "model.kw.width": (0.001, 1000.0),
-    "optimizer.learning_rate": (0.0, math.inf),
-    "optimizer.weight_decay": (0.0, math.inf),
-    "optimizer.clip_norm": (0.0, math.inf),
-    "optimizer.accumulate": (1, _MANY),
-    "schedule.warmup": (0.0, 1.0),
-    "data.kw.folds": (2, _MANY),
-    "evaluate.every": (0, _MANY),
-    "evaluate.batch_size": (1, _MANY),
+    "workers": (0, 1024),
+    "held_out": (0, _MANY),
+    "folds": (2, _MANY),
+    "embedding_dim": (1, _MANY),
+    "dropout": (0.0, 0.99),
+    "width": (0.001, 1000.0),
+    "learning_rate": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "clip_norm": (0.0, math.inf),
+    "accumulate": (1, _MANY),
+    "warmup": (0.0, 1.0),
+    "every": (0, _MANY),
 }
-_DTYPES = ("float32", "bfloat16")
-_PRECISIONS = ("auto", "highest", "tf32", "bfloat16")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "precision": ("auto", "highest", "tf32", "bfloat16"),
+}
 
 
 def check(config: Config) -> None:
     """Raises a one-line ValueError that names a value with which no run has a meaning."""
-    flat = dotted(config)
-    for key, (least, most) in _LIMITS.items():
-        if key in flat and not least <= flat[key] <= most:  # NaN is within no limits
-            above = f" to {most}" if most < _MANY else " or more"
-            raise ValueError(f"config.{key}={flat[key]}: give {least}{above}")
-    for key, value in flat.items():
+    for key, value in dotted(config).items():
+        end = key.rpartition(".")[2]
+        if end in _LIMITS and isinstance(value, int | float):
+            least, most = _LIMITS[end]
+            if not least <= value <= most:  # NaN is within no limits
+                above = f" to {most}" if most < _MANY else " or more"
+                raise ValueError(f"config.{key}={value}: give {least}{above}")
+        if end in _WORDS and value not in _WORDS[end]:
+            raise ValueError(f"config.{key}={value!r} is unknown; {nearest(value, _WORDS[end])}")
         known = value == "auto" or (type(value) is int and 0 <= value <= _MANY)
-        if key.endswith(".chunk_size") and not known:
+        if end == "chunk_size" and not known:
             raise ValueError(
                 f"config.{key}={value!r}: give a number of classes, 0 for all at once, or 'auto'"
             )
-    boundaries = flat.get("schedule.boundaries", ())
-    if not all(isinstance(b, int | float) and 0 <= b <= 1 for b in boundaries):
-        raise ValueError(
-            f"config.schedule.boundaries={boundaries!r}: give fractions of the run, as (0.5, 0.75)"
-        )
-    if (precision := flat.get("loss.precision", "auto")) not in _PRECISIONS:
-        hint = nearest(precision, _PRECISIONS)
-        raise ValueError(f"config.loss.precision={precision!r} is unknown; {hint}")
-    if (dtype := flat.get("model.kw.dtype", "float32")) not in _DTYPES:
-        raise ValueError(f"config.model.kw.dtype={dtype!r} is unknown; {nearest(dtype, _DTYPES)}")
+        if end == "boundaries" and not all(
+            isinstance(b, int | float) and 0 <= b <= 1 for b in value
+        ):
+            raise ValueError(f"config.{key}={value!r}: give fractions of the run, as (0.5, 0.75)")
 
 
 def to_json(config: Config) -> str:
@@ -114,29 +116,97 @@ def parts(config_flag: str) -> tuple[pathlib.Path, str]:
     return pathlib.Path(f"{name}.py" if variant else config_flag), variant
 
 
+_INSIDE = pathlib.Path(__file__).resolve().parent / "_experiments"
+_BESIDE = _INSIDE.parents[1] / "experiments"
+# The clone that this package lies in; None where it was installed as a wheel.
+CLONE = None if _INSIDE.is_dir() else _BESIDE.parent
+# The experiments that come with this package: inside it in a wheel, beside it in a clone.
+PACKAGED = _BESIDE if CLONE else _INSIDE
+
+
 def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
     """The module of an experiment's file, and the variant: "experiments/a.py[:variant]".
+
+    Where there is no experiments/a.py the file of that name that comes with this package is taken,
+    and one line says so. `from experiments import common` finds what lies beside the file.
 
     Raises:
       FileNotFoundError: no such file; names the nearest beside it.
       ValueError: the file is not Python or has no get_config.
     """
     path, variant = parts(config_flag)
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    found = path
+    if not path.is_file() and path.parent == pathlib.Path("experiments"):
+        found = PACKAGED / path.name
+    if not found.is_file():
+        siblings = sorted({p.name for folder in (path, found) for p in folder.parent.glob("*.py")})
         hint = nearest(path.name, siblings) if siblings else f"no experiments in {path.parent}"
         raise FileNotFoundError(f"no config file {path}; {hint}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if found != path:
+        _say_packaged(path if path.parent.is_dir() else path.parent)
+    spec = importlib.util.spec_from_file_location(found.stem, found)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    beside = _package_of(found)
     try:
-        spec.loader.exec_module(module)
+        with beside():
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} has no function get_config(arg)")
+    for name in ("get_config", "sweep", "search"):
+        if hasattr(module, name):
+            setattr(module, name, beside()(getattr(module, name)))
     return module, variant
+
+
+def _package_of(file: pathlib.Path) -> Callable[[], Any]:
+    """A maker of contexts in which the package `experiments` is the one that a file belongs to.
+
+    It is the file's folder, or else the working directory's `experiments`, where that has a
+    common.py with a `base`; or else what comes with this package.
+    """
+    for folder in (file.parent, pathlib.Path("experiments")):
+        common = folder / "common.py"
+        if common.is_file() and "def base(" in common.read_text(encoding="utf-8"):
+            return functools.partial(_experiments, folder.resolve())
+    return functools.partial(_experiments, PACKAGED)
+
+
+_loaded: dict[pathlib.Path, dict[str, ModuleType]] = {}  # folder → its modules by name
+
+
+@contextlib.contextmanager
+def _experiments(folder: pathlib.Path) -> Generator[None]:
+    """Imports of `experiments` are imports from the folder, and leave no trace outside."""
+
+    def taken() -> dict[str, ModuleType]:
+        names = [n for n in sys.modules if n == "experiments" or n.startswith("experiments.")]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = taken()
+    here = getattr(before.get("experiments"), "__path__", ())
+    same = [pathlib.Path(p).resolve() for p in here] == [folder]
+    if same:
+        _loaded[folder] = before  # what others have imported from there
+    if folder not in _loaded:
+        spec = ModuleSpec("experiments", None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        _loaded[folder] = {"experiments": importlib.util.module_from_spec(spec)}
+    sys.modules.update(_loaded[folder])
+    try:
+        yield
+    finally:
+        _loaded[folder] = taken()
+        sys.modules.update(_loaded[folder] if same else before)
+
+
+@functools.cache
+def _say_packaged(path: pathlib.Path) -> None:
+    what = f"no {path} here: what comes with marginface under that name is used"
+    print(f"marginface: {what}", file=sys.stderr, flush=True)
 
 
 def load(config_flag: str) -> Config:

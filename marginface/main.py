@@ -1,4 +1,7 @@
-"""python -m marginface.main --config experiments/arcface_regular.py[:data=lfw] [--config.a.b=x].
+"""marginface train --config experiments/arcface_regular.py:data=small --config.loss.scale=48
+
+Trains, evaluates and reports one experiment; the same command resumes it. --config.KEY=VALUE
+overrides any value of the config. `python -m marginface.main` is the same command.
 
 Exit codes: 0 done; 75 checkpointed, run the same command again; 2 config or input error;
 3 diverged (a loss was not finite).
@@ -32,9 +35,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
       ValueError: an option that does not exist, lacks its value or those that belong to it.
     """
     parser = Parser(
-        "python -m marginface.main",
-        "Trains, evaluates and reports one experiment; the same command resumes it.",
-        "--config.KEY=VALUE overrides any value of the config, e.g. --config.loss.scale=48",
+        "marginface train",
+        __doc__,
+        usage="marginface train --config FILE[:VARIANT] [--config.KEY=VALUE ...] [options]",
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:VARIANT]", help="an experiment")
@@ -122,14 +125,17 @@ def run(argv: Sequence[str]) -> int:
     return DONE if finished else RUN_AGAIN
 
 
-def main() -> None:
-    """The command: `run`, with one line for each error that its user can mend."""
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command: `run` of `argv`, or of the process's arguments.
+
+    An error that its user can mend is one line.
+    """
     runtime.collect_rarely()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a hangup is under nohup
             signal.signal(number, lambda *_: os._exit(RUN_AGAIN))  # nothing to save yet
     try:
-        sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         _leave("stopped; the same command continues", RUN_AGAIN)
     except (ValueError, OSError) as error:

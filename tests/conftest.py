@@ -33,6 +33,15 @@ def mesh8():
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Keeps what the commands that tests start compile, for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data():
     """The folder of real faces beside the checkout, or a skip that says so."""
     if not SHARED.is_dir():
@@ -40,8 +49,17 @@ def shared_data():
     return SHARED
 
 
-# Files of minutes, which no process may begin last.
-LONGEST_FIRST = ("test_train", "test_slurm", "test_together", "test_class_losses", "test_search")
+# Files of most of a minute or more, which no process may begin last.
+LONGEST_FIRST = (
+    "test_slurm",
+    "test_earlier_runs",
+    "test_train",
+    "test_class_losses",
+    "test_experiments",
+    "test_together",
+    "test_step",
+    "test_search",
+)
 
 
 def pytest_collection_modifyitems(items):

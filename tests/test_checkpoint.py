@@ -344,6 +344,7 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 """
 
 
+@pytest.mark.exhaustive
 def test_killed_at_any_moment_it_goes_on_from_a_sound_step(tmp_path):
     rng = random.Random(0)
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

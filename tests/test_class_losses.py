@@ -228,7 +228,11 @@ def pad(rows):
 
 @functools.cache
 def compiled(kind, layout, mesh):
-    """(losses [b], gradients wrt x and rows), one program for all losses with such rows."""
+    """The program of all losses with such rows.
+
+    Of x, rows, labels, example weights, the loss's place among them, m and s it makes the gradients
+    wrt x and rows, and (losses [b], the sum of the running state).
+    """
     _, chunk_size, sharded, sampled = LAYOUTS[layout]
     cases = [case for case in CASES.values() if case.rows == kind]
 
@@ -238,8 +242,11 @@ def compiled(kind, layout, mesh):
             classes = sample_classes(KEY, y, classes, 16)
 
         def branch(case):
-            walk = {"chunk_size": chunk_size, "axis_name": axis_name}
-            return lambda: case.ours(x, y, classes, m, s, **walk).loss
+            def run():
+                found = case.ours(x, y, classes, m, s, chunk_size=chunk_size, axis_name=axis_name)
+                return found.loss, sum(jax.tree.leaves(found.running), jnp.float32(0))
+
+            return run
 
         return jax.lax.switch(index, [branch(case) for case in cases])
 
@@ -251,11 +258,16 @@ def compiled(kind, layout, mesh):
             out_specs=P(),
         )
 
-    def total(x, rows, weights, index, m, s):
-        losses = losses_of(x, rows, jnp.asarray(LABELS), index, m, s)
-        return (losses * weights).sum(), losses
+    def total(x, rows, y, weights, index, m, s):
+        losses, running = losses_of(x, rows, y, index, m, s)
+        return (losses * weights).sum(), (losses, running)
 
     return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+
+
+def index_of(name):
+    """The place of a loss in the program of all losses with such rows."""
+    return [n for n in CASES if CASES[n].rows == CASES[name].rows].index(name)
 
 
 @functools.cache
@@ -287,19 +299,35 @@ def wanted(name: str, dtype: str, sampled: bool):
     return loss(x, *leaves), grads
 
 
+COMPILED_LONG = [  # a program each, of what the others have as well
+    *(("padded", dtype) for dtype in DTYPES),
+    *((layout, "bfloat16") for layout in ("chunked", "sampled")),
+]
+
+
 @every_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        pytest.param(*both, marks=[pytest.mark.exhaustive] * (both in COMPILED_LONG))
+        for both in itertools.product(LAYOUTS, DTYPES)
+    ],
+)
 def test_every_loss_in_every_layout_is_the_textbook_form(name, layout, dtype, mesh8):
-    padded, _, _, sampled = LAYOUTS[layout]
+    padded, _, sharded, sampled = LAYOUTS[layout]
     x, rows, weights = problem(dtype)
     case = CASES[name]
     ours = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows[case.rows])
     ours = pad(ours) if padded else ours
 
-    index = [n for n in CASES if CASES[n].rows == case.rows].index(name)
-    grads, losses = compiled(case.rows, layout, mesh8)(
-        jnp.asarray(x, dtype), ours, jnp.float32(weights), index, case.m, case.s
+    grads, (losses, _) = compiled(case.rows, layout, mesh8 if sharded else None)(
+        jnp.asarray(x, dtype),
+        ours,
+        jnp.asarray(LABELS),
+        jnp.float32(weights),
+        index_of(name),
+        case.m,
+        case.s,
     )
     expected, slopes = wanted(name, dtype, sampled)
     assert oracles.relative_error(losses, expected) < 1e-5
@@ -313,6 +341,7 @@ def test_every_loss_in_every_layout_is_the_textbook_form(name, layout, dtype, me
         np.testing.assert_array_equal(got[C:].astype(np.float32), 0)
 
 
+@pytest.mark.exhaustive
 @every_case
 def test_a_thousand_random_cases_are_the_textbook_form(name):
     """Sizes stay, so that one program serves; all else is drawn, the hard spots among it."""
@@ -370,16 +399,25 @@ def mean_loss(case, m, x=None, w=None, y=LABELS):
     return case.ours(x, jnp.asarray(y), classes, jnp.float32(m), jnp.float32(case.s)).loss
 
 
+def losses_of(name, m, s, x=None, w=None, y=LABELS):
+    """As mean_loss, by the program that all of them share."""
+    plain, rows, _ = problem()
+    rows = rows[CASES[name].rows] if w is None else w
+    rows = jax.tree.map(jnp.float32, rows)
+    x = jnp.float32(plain if x is None else x)
+    _, (losses, _) = compiled(CASES[name].rows, "dense", None)(
+        x, rows, jnp.asarray(y), jnp.ones(B), index_of(name), m, s
+    )
+    return losses
+
+
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.least is not None])
 def test_without_its_margin_each_is_the_plain_loss_and_with_more_it_is_larger(name):
     case = CASES[name]
-    plain = {"subcenter_arcface": case, "sphereface2": case, "uniface": case}.get(
-        name, CASES["normface"]._replace(s=case.s)
-    )
-    losses = jax.jit(lambda m: mean_loss(case, m))
-    none = losses(case.least)
-    np.testing.assert_allclose(none, mean_loss(plain, 0.0), rtol=1e-5, atol=1e-6)
-    steps = [losses(case.least + k * 0.1) for k in range(5)]
+    plain = name if name in ("subcenter_arcface", "sphereface2", "uniface") else "normface"
+    none = losses_of(name, case.least, case.s)
+    np.testing.assert_allclose(none, losses_of(plain, 0.0, case.s), rtol=1e-5, atol=1e-6)
+    steps = [losses_of(name, case.least + k * 0.1, case.s) for k in range(5)]
     for before, after in itertools.pairwise(steps):
         assert (np.asarray(after - before) >= -1e-5).all()
         assert (after - before).sum() > 0.01
@@ -427,7 +465,7 @@ def test_the_order_of_classes_and_of_examples_changes_nothing(name):
     x, rows, _ = problem()
     order = np.random.default_rng(1).permutation(C)
     w = jax.tree.map(lambda a: a[order], rows[case.rows])
-    losses = jax.jit(lambda x, w, y: mean_loss(case, case.m, x, w, y))
+    losses = partial(losses_of, name, case.m, case.s)
     before = losses(x, rows[case.rows], LABELS)
     np.testing.assert_allclose(
         losses(x, w, np.argsort(order)[LABELS]), before, rtol=2e-6, atol=1e-6
@@ -442,24 +480,20 @@ def test_the_order_of_classes_and_of_examples_changes_nothing(name):
 def test_finite_where_cosines_end_norms_vanish_and_prototypes_coincide(name, dtype):
     """cos = ±1, x = 0, W = 0, equal prototypes; batches of eight, of one, of one label."""
     case, rng = CASES[name], np.random.default_rng(1)
-    w = rng.normal(size=(9, 5))
+    w = rng.normal(size=(C, D))
     w[3], w[4] = w[2], 0
-    x = np.stack([w[0], -w[1], 3 * w[2], w[4], w[5], np.zeros(5), 30 * w[7], 1e-30 * w[8]])
+    x = np.stack([w[0], -w[1], 3 * w[2], w[4], w[5], np.zeros(D), 30 * w[7], 1e-30 * w[8]])
     if case.rows == "subcenters":
         w = np.repeat(w[:, None], K, axis=1)
     rows = jnp.asarray(w, dtype)
     if case.rows == "margins":
-        rows = class_losses.MarginRows(rows, jnp.full(9, 0.3, dtype))
-
-    def total(x, rows, y):
-        losses = case.ours(x, y, all_classes(rows, 9), jnp.float32(case.m), jnp.float32(case.s))
-        return losses.loss.sum(), losses.running
-
-    slopes = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+        rows = class_losses.MarginRows(rows, jnp.full(C, 0.3, dtype))
+    run = compiled(case.rows, "dense", None)
     batches = [(slice(None), [0, 1, 2, 4, 4, 6, 7, 8]), (slice(0, 1), [1])]
     for some, labels in batches[: 2 if dtype == "float32" else 1]:
         for y in (labels, [labels[0]] * len(labels)):
-            for leaf in jax.tree.leaves(slopes(jnp.asarray(x[some], dtype), rows, jnp.asarray(y))):
+            given = jnp.asarray(x[some], dtype), rows, jnp.asarray(y), jnp.ones(len(y))
+            for leaf in jax.tree.leaves(run(*given, index_of(name), case.m, case.s)):
                 assert np.isfinite(leaf.astype(np.float32)).all(), y
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import tiny_sweep
 import yaml
 
-from marginface.launch import units
+from marginface.launch import engines, search, sweep, units
 from marginface.launch.engines import cloud, kubernetes, slurm
 from marginface.launch.units import Unit
 
@@ -57,6 +58,7 @@ def render(engine, chosen):
 def two(tmp_path, monkeypatch):
     """Two units, with paths as they are for a user in the checkout."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").touch()
     tiny_sweep.write(tmp_path, margins=(0.3,), weights=(1.0,))
     return units.expand("tiny.py", root=pathlib.Path("runs"), seeds=2)
 
@@ -83,9 +85,8 @@ def programs(tmp_path, monkeypatch):
     def make(**bodies):
         for name, body in bodies.items():
             path = folder / name
-            path.write_text(
-                f'#!/bin/bash\n{sys.executable} -c "{note}" {folder / name} "$@"\n{body}\n'
-            )
+            writes = shlex.join([sys.executable, "-c", note, str(path)])
+            path.write_text(f'#!/bin/bash\n{writes} "$@"\n{body}\n')
             path.chmod(0o755)
 
     def calls(name):
@@ -261,6 +262,7 @@ def test_a_tpu_whose_state_nobody_can_tell_is_not_taken_for_gone(two, programs):
     assert not any("create" in words for words in programs.calls("gcloud"))
 
 
+@pytest.mark.exhaustive
 def test_what_gcloud_is_told_passes_its_parser(two, programs, tmp_path):
     gcloud = shutil.which("gcloud")
     if not gcloud:
@@ -287,6 +289,7 @@ def test_what_gcloud_is_told_passes_its_parser(two, programs, tmp_path):
         assert right == ("--no-such" not in words), done.stderr
 
 
+@pytest.mark.exhaustive
 def test_skypilot_takes_the_tasks(two, tmp_path):
     python = os.environ.get("MARGINFACE_SKY_PYTHON")
     if not python:
@@ -309,6 +312,7 @@ def test_skypilot_takes_the_tasks(two, tmp_path):
         assert done.returncode == code, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_xpk_makes_a_jobset(two, tmp_path, monkeypatch):
     xpk = os.environ.get("MARGINFACE_XPK") or shutil.which("xpk")
     if not xpk:
@@ -401,3 +405,67 @@ def test_names_of_jobs_differ_and_fit():
         names.add(cloud.job_name(unit))
     assert len(names) == 100
     assert all(len(name) <= 40 and name.replace("-", "").isalnum() for name in names)
+
+
+@pytest.mark.parametrize("engine", ["sky", "gcloud", "k8s"])
+def test_only_a_clone_can_be_sent(engine, two, programs):
+    pathlib.Path("pyproject.toml").unlink()
+    programs(sky="", gcloud="", xpk="")
+    with pytest.raises(ValueError, match="is sent and installed: do this in a clone"):
+        submit(engine, two)
+
+
+def test_every_engine_owes_the_same():
+    taken = set()
+    for backend, (module, about, waits) in engines.BACKENDS.items():
+        engine = engines.load(backend)
+        assert isinstance(engine, engines.Engine)
+        assert isinstance(engine, engines.Remote) == (not waits), module
+        assert engine.submit.__annotations__["return"] is bool
+        assert about
+        parser = argparse.ArgumentParser(add_help=False)
+        engine.add_arguments(parser)
+        options = {action.dest for action in parser._actions}
+        assert options
+        assert not options & taken
+        taken |= options
+    assert list(search.BACKENDS) == ["local", "vmap"]
+
+
+def test_a_new_engine_is_a_module_and_a_line(two, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "def add_arguments(parser):\n"
+        "    parser.add_argument('--mine_speed', type=int, default=1, help='of mine')\n"
+        "def submit(units, options):\n"
+        "    print('sent', *(unit.name for unit in units), options.mine_speed)\n"
+        "    return False\n"
+        "def render(units, options):\n"
+        "    return {f'{unit.name}.txt': str(options.mine_speed) for unit in units}\n"
+    )
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
+    monkeypatch.setitem(engines.BACKENDS, "mine", engines.Backend("mine", "my own machines"))
+    words = ["--config", "tiny.py", "--seeds", "2", "--backend", "mine", "--mine_speed", "7"]
+    assert sweep.run([*words, "--dry_run"]) == 0
+    assert f"# ---- {two[0].name}.txt\n7" in capsys.readouterr().out
+    assert sweep.run(words) == 0
+    assert f"sent {two[0].name} {two[1].name} 7" in capsys.readouterr().out
+    sys.modules.pop("marginface.launch.engines.mine")
+
+
+def test_help_shows_the_options_of_the_chosen_engine(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    for backend, own in {
+        "local": "--retries",
+        "slurm": "--slurm_nodes",
+        "k8s": "--k8s_zone",
+    }.items():
+        with pytest.raises(SystemExit):
+            sweep.parse(["--help", "--backend", backend])
+        out = capsys.readouterr().out
+        assert [o for o in ("--retries", "--slurm_nodes", "--k8s_zone") if o in out.split()] == [
+            own
+        ]
+        assert all(f"    {name}" in out for name in engines.BACKENDS)
+    assert sweep.parse(["--config", "x.py", "--k8s_zone", "z"])[0].k8s_zone == "z"
+    with pytest.raises(ValueError, match="invalid choice: 'slum'"):
+        sweep.parse(["--config", "x.py", "--backend", "slum"])

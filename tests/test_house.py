@@ -41,7 +41,7 @@ STOREYS = (
 MAY_KNOW_CONFIGS = {"main.py", "command.py", "train.py", "build.py", "config.py"}
 MAY_KNOW_CONFIGS |= {"training/objective.py", "training/step.py", "runs/folder.py", "runs/plan.py"}
 MAY_KNOW_CONFIGS |= {"runs/record.py", "runs/trained.py"}
-MAY_KNOW_CONFIGS |= {"clean/", "launch/", "report/"}
+MAY_KNOW_CONFIGS |= {"clean/", "commands/", "launch/", "report/"}
 
 
 def test_the_core_imports_with_jax_flax_optax_numpy_and_absl_alone():

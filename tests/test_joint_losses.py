@@ -279,6 +279,7 @@ def rounding(name, wanted, arrays, y, hyper):
     return slack
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", TERMS)
 def test_a_thousand_random_cases_are_the_textbook_form(name):
     """Sizes stay, so that one program serves; all else is drawn, the hard spots among it."""
@@ -334,6 +335,7 @@ def textbook_grouping(logits, expectation, momentum, self_distributed):
     return losses, after, ahead[:, -1] - ahead[:, -2]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("self_distributed", [True, False])
 def test_a_thousand_random_cases_of_grouping_are_the_textbook_form(self_distributed):
     """Logits from nearly equal to certain, batches of equal ones; from the start and later on."""

@@ -1,6 +1,12 @@
 """Each bad input ends in one line that says what to do, with exit code 2 and nothing written."""
 
 import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
 import zipfile
 
 import jax
@@ -11,6 +17,7 @@ from PIL import Image
 
 from marginface import build, main, train
 from marginface import config as configs
+from marginface.commands import __main__ as commands
 from marginface.evaluators.common import NotFiniteError
 
 EXPERIMENT = "--config=experiments/arcface_regular.py"
@@ -123,6 +130,14 @@ def test_each_experiment_and_variant_has_its_own_folder():
         ([EXPERIMENT, "--config.evaluate.batch_size=-4"], "config.evaluate.batch_size=-4"),
         ([EXPERIMENT, "--config.seed=3000000000"], "config.seed=3000000000: give 0 to 2147483647"),
         ([EXPERIMENT, "--config.model.kw.dropout=2"], "dropout=2.0: give 0.0 to 0.99"),
+        (
+            ["--config=experiments/groupface.py", "--config.model.kw.backbone_kw.dropout=2.0"],
+            "config.model.kw.backbone_kw.dropout=2.0: give 0.0 to 0.99",
+        ),
+        (
+            ["--config=experiments/groupface.py", "--config.model.kw.backbone_kw.dtype=half"],
+            "config.model.kw.backbone_kw.dtype='half' is unknown",
+        ),
         ([EXPERIMENT, "--config.data.kw.folds=1"], "config.data.kw.folds=1: give 2 or more"),
         ([EXPERIMENT, "--config.loss.chunk_size=-1"], "config.loss.chunk_size=-1"),
         ([EXPERIMENT, "--config.loss.precision=half"], "loss.precision='half' is unknown"),
@@ -250,3 +265,167 @@ def test_a_lost_peer_is_a_crash_and_no_mistake_of_the_user(tmp_path, monkeypatch
     monkeypatch.setattr("jax.process_count", lambda: 1)
     with pytest.raises(ValueError, match="Gloo"):
         main.run([EXPERIMENT, f"--workdir={tmp_path / 'run'}"])
+
+
+def test_an_experiment_without_a_file_here_is_the_packaged_one(tmp_path, monkeypatch, capsys):
+    here = configs.load("experiments/arcface.py:data=small")
+    assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path)
+    configs._say_packaged.cache_clear()
+    for _ in range(2):
+        assert configs.load("experiments/arcface.py:data=small") == here
+    assert capsys.readouterr().err.splitlines() == [
+        "marginface: no experiments here: what comes with marginface under that name is used"
+    ]
+    (tmp_path / "experiments").mkdir()
+    assert configs.load("experiments/arcface.py:data=small") == here
+    assert "marginface: no experiments/arcface.py here: what comes" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"arcfase\.py; did you mean 'arcface\.py'"):
+        configs.load("experiments/arcfase.py")
+    with pytest.raises(FileNotFoundError, match="no experiments in else"):
+        configs.load("else/arcface.py")
+
+
+def experiments_with(folder, scale):
+    """A folder of experiments whose common.py has another scale."""
+    folder.mkdir(parents=True)
+    own = folder / "common.py"
+    own.write_text(f"def base(arg): ...\ndef scale(): return {scale}\n")
+    (folder / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "from experiments import common\n"
+        "def get_config(arg=None):\n"
+        "    from experiments import common as late\n"
+        "    assert late is common\n"
+        "    return ConfigDict({'scale': common.scale()})\n"
+        "def sweep(add, arg=None):\n"
+        "    from experiments import common as late\n"
+        "    add({'scale': late.scale()})\n"
+    )
+    return str(folder / "mine.py")
+
+
+def test_experiments_of_two_folders_do_not_mix(tmp_path, monkeypatch):
+    first = experiments_with(tmp_path / "a", 1.0)
+    second = experiments_with(tmp_path / "b" / "experiments", 2.0)
+    modules = [configs.find_experiment(file)[0] for file in (first, second, first)]
+    assert [module.get_config().scale for module in modules] == [1.0, 2.0, 1.0]
+    points = []
+    for module in modules:
+        module.sweep(points.append)
+    assert [point["scale"] for point in points] == [1.0, 2.0, 1.0]
+    assert configs.load("experiments/arcface.py").loss.scale == 24.0
+    from experiments import common
+
+    assert not hasattr(common, "scale")
+    assert [module.get_config().scale for module in modules] == [1.0, 2.0, 1.0]
+    monkeypatch.chdir(tmp_path / "b")
+    assert configs.load("experiments/mine.py").scale == 2.0
+    # A file elsewhere belongs to the experiments of the working directory.
+    elsewhere = tmp_path / "mine.py"
+    elsewhere.write_text((tmp_path / "b" / "experiments" / "mine.py").read_text())
+    assert configs.load(str(elsewhere)).scale == 2.0
+
+
+def test_experiments_need_not_be_importable(tmp_path):
+    """As with the console script, which has no working directory on sys.path."""
+    program = (
+        "import sys; sys.path[0] = sys.argv.pop()\n"
+        "from marginface import config\n"
+        "assert config.load('experiments/arcface.py').loss.margin == 'additive_angular'\n"
+        "assert not [name for name in sys.modules if name.startswith('experiments')]\n"
+    )
+    root = tmp_path / "package"
+    root.mkdir()
+    (root / "marginface").symlink_to(configs.CLONE / "marginface")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    words = [sys.executable, "-c", program, str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def console(capsys, *words):
+    """Exit code, stdout and stderr of `marginface WORDS`."""
+    code = 0
+    try:
+        commands.main(words)
+    except SystemExit as left:
+        code = left.code or 0
+    return code, *capsys.readouterr()
+
+
+def test_the_commands_are_listed_one_a_line(capsys):
+    code, out, _ = console(capsys)
+    assert (code, out) == console(capsys, "--help")[:2] == (0, out)
+    for name, line in commands.COMMANDS.items():
+        assert f"    {name:8} {line}\n" in out
+    folder = pathlib.Path(commands.__file__).parent
+    assert {file.stem for file in folder.glob("[!_]*.py")} == set(commands.COMMANDS)
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_the_list_of_commands_imports_little():
+    program = "import sys\nfrom marginface.commands.__main__ import main\nmain([])\n"
+    program += "print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    assert not loaded & {"jax", "numpy", "ml_collections", "matplotlib", "orbax"}
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_is_one_screen_with_an_example_and_exit_codes(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
+    for key in ("XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.setenv(key, os.environ.get(key, ""))  # put back what tuning sets
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    code, out, _ = console(capsys, name, "--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 50
+    assert re.search(rf"^ *marginface {name} ", out, re.MULTILINE)
+    assert "Exit codes: 0 " in out.replace("\n", " ")
+    assert f"usage: marginface {name}" in out
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    code, out, err = console(capsys, "trian")
+    assert (code, out) == (2, "")
+    assert err.startswith("marginface: no command 'trian'; did you mean 'train'?")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    code, out, _ = console(capsys, "--version")
+    with (configs.CLONE / "pyproject.toml").open("rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+    assert (code, out.split()[:2]) == (0, ["marginface", version])
+
+
+def test_init_copies_the_experiments_and_writes_over_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert console(capsys, "init")[0] == 0
+    for file in configs.PACKAGED.glob("*.py"):
+        assert (tmp_path / "experiments" / file.name).read_bytes() == file.read_bytes()
+    text = (tmp_path / "experiments" / "arcface.py").read_text()
+    (tmp_path / "experiments" / "arcface.py").write_text(text.replace("small=0.3", "small=0.2"))
+    assert configs.load("experiments/arcface.py:data=small").loss.margin_kw.m == 0.2
+    code, _, err = console(capsys, "init", "experiments")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "marginface: experiments/__init__.py is there: give a folder without __init__.py",
+    )
+    assert "small=0.2" in (tmp_path / "experiments" / "arcface.py").read_text()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "softmax.py").touch()
+    assert console(capsys, "init", "other")[0] == 2
+    assert len(list((tmp_path / "other").iterdir())) == 1
+
+
+def test_train_is_the_plain_command(tmp_path, capsys, monkeypatch):
+    got = []
+    monkeypatch.setattr("marginface.runtime.restart_with_huge_pages", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("marginface.main.run", lambda argv: got.append(argv) or 75)
+    assert console(capsys, "train", EXPERIMENT, "--config.seed=1")[0] == 75
+    assert got == [[EXPERIMENT, "--config.seed=1"]]

@@ -175,6 +175,7 @@ BOUNDS = {  # of d_an − d_ap, in margins, where another choice begins
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_thousand_random_cases_are_the_textbook_form(name):
     """Sizes stay, so that one program serves; all else is drawn, the hard spots among it."""

@@ -133,6 +133,7 @@ RANDOM = {  # ours, a hyper-parameter and its range, textbook of prototypes and 
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_thousand_random_cases_are_the_textbook_form(name):
     """Sizes stay, so that one program serves; all else is drawn, the hard spots among it."""

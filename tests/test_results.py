@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -656,7 +657,7 @@ def test_a_page_shows_what_its_csv_gives(tmp_path, more):
     assert results.stale(page, out.parent) == []
     # The command in the page does the same again.
     command = re.search(r"<!-- python -m launch\.results (.+) -->", shown)[1]
-    results.run(command.split())
+    results.run(shlex.split(command))
     assert page.read_text() == shown
     # A figure that is changed on either side is found.
     digits = re.search(r"0\.9\d{3}|9\d\.\d\d", shown)[0]

@@ -319,9 +319,7 @@ def test_everything_is_drawn(tmp_path):
     used.chosen = np.arange(12) % 3 // 2
     separated = geometry.Evaluator(common.Subject("prototypes"))
     separated.separability = rng.normal(0.4, 0.1, 50)
-    pictures = plots.draw(tmp_path, list(lines_of(80)))
-    for one in (evaluator, separated, used):
-        pictures += one.pictures(tmp_path / "plots")
+    pictures = plots.draw(tmp_path, list(lines_of(80)), [evaluator, separated, used])
     names = ["loss", "learning", "squares_roc", "squares_scores", "squares_hardest"]
     names += ["separability", "squares_groups"]
     assert [picture.path.stem for picture in pictures] == names

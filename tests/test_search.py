@@ -5,7 +5,7 @@ import pathlib
 import re
 
 import pytest
-from commands import COMPILE_QUICKLY, SMALL
+from commands import SMALL, environment
 
 from experiments import common
 from marginface import config as configs
@@ -341,9 +341,10 @@ def test_a_dry_run_shows_ranges_and_commands_and_writes_nothing(tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_a_real_search_of_one_trial_and_one_test(tmp_path, monkeypatch, capsys):
+def test_a_real_search_of_one_trial_and_one_test(tmp_path, monkeypatch, capsys, cache):
     monkeypatch.chdir(pathlib.Path(common.__file__).parents[1])
-    monkeypatch.setenv("XLA_FLAGS", COMPILE_QUICKLY)  # one device, so that programs are kept
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
     words = [w for w in SMALL if not w.startswith(("--config=", "--config.steps"))]
     arguments = ["--config", "experiments/arcface.py", "--trials", "2", "--seeds", "1"]
     arguments += ["--held_out", "4", "--runs", str(tmp_path), *words, "--config.steps=6"]

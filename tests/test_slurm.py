@@ -48,7 +48,7 @@ def sweep(add, arg=None):
     add({{"loss.margin_kw.m": 0.3}})
 '''
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.exhaustive]
 
 
 def write_experiment(folder):

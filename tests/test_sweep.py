@@ -6,7 +6,7 @@ import time
 
 import pytest
 import tiny_sweep
-from commands import COMPILE_QUICKLY
+from commands import environment
 
 from marginface.launch import sweep, units
 from marginface.launch.engines import local
@@ -260,9 +260,9 @@ def test_seeds_come_in_turn(experiment, tmp_path, scripted, capsys):
     assert [name.rsplit("=", 1)[1] for name in order] == ["0", "0", "1", "1"]
 
 
-def test_a_real_unit_runs_as_the_plain_command(experiment, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", COMPILE_QUICKLY)
+def test_a_real_unit_runs_as_the_plain_command(experiment, tmp_path, monkeypatch, cache):
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
     options = ["--filter", "m=0.3", "weight=1", "--config.steps=3"]
     assert sweep.run(arguments(experiment, tmp_path, *options)) == 0
     (folder,) = (tmp_path / "runs").glob("tiny-*/m=*")

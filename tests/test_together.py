@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_does_not_move_the_others(tmp_path, monkeypatch):
 
 
 def test_a_unit_that_cannot_be_saved_stops_nobody(tmp_path, monkeypatch):
-    many = expand(tmp_path, seeds=1, steps=4)
+    many = expand(tmp_path, seeds=1, steps=12)
     save = together._Run.save
 
     def full(self, *arguments):
@@ -174,7 +174,7 @@ def test_a_unit_that_cannot_be_saved_stops_nobody(tmp_path, monkeypatch):
 
 
 def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
-    many = expand(tmp_path, "narrow", seeds=2, steps=4)
+    many = expand(tmp_path, "narrow", seeds=2, steps=12)
     need = []
 
     def free(device):
@@ -192,7 +192,7 @@ def test_more_units_than_fit_take_turns(tmp_path, monkeypatch):
 
 
 def test_a_unit_that_diverges_stops_nobody(tmp_path):
-    path = tiny_sweep.write(tmp_path, weights=(0.0, 1.0, 1e38), margins=(0.3,), steps=8)
+    path = tiny_sweep.write(tmp_path, weights=(0.0, 1.0, 1e38), margins=(0.3,), steps=12)
     many = units.expand(path, root=tmp_path / "runs")
     together.run(many)
     kinds = [run_folder.state(unit.folder) for unit in many]
@@ -202,7 +202,7 @@ def test_a_unit_that_diverges_stops_nobody(tmp_path):
 
 
 def test_a_unit_whose_embeddings_are_not_finite_diverges_and_stops_nobody(tmp_path, monkeypatch):
-    many = expand(tmp_path, seeds=1, weights=(0.0,), margins=(0.2, 0.3), steps=4)
+    many = expand(tmp_path, seeds=1, weights=(0.0,), margins=(0.2, 0.3), steps=12)
     whole, asked = build.Evaluators.run, []
 
     def run(self, state):
@@ -215,7 +215,7 @@ def test_a_unit_whose_embeddings_are_not_finite_diverges_and_stops_nobody(tmp_pa
     together.run(many)
     first, second = (run_folder.state(unit.folder) for unit in many)
     assert (first.kind, second.kind) == ("diverged", "done")
-    assert "step 4: the embedding of image 3 of 9 is not finite; " in first.why
+    assert "step 12: the embedding of image 3 of 9 is not finite; " in first.why
 
 
 def test_other_shapes_are_other_groups(tmp_path):
@@ -250,7 +250,7 @@ def test_losses_with_other_numbers_are_other_groups(tmp_path):
 
 
 def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
-    good = expand(tmp_path, seeds=1, steps=2, weights=(0.0,))
+    good = expand(tmp_path, seeds=1, steps=12, weights=(0.0,))
     bad = units.expand(
         tiny_sweep.write(tmp_path, name="bad"),
         root=tmp_path / "together",
@@ -271,7 +271,7 @@ def test_a_group_whose_data_does_not_fit_says_so_and_the_others_go_on(tmp_path):
 
 
 def test_a_folder_with_another_config_is_left_alone(tmp_path):
-    many = expand(tmp_path, seeds=1, steps=2, weights=(0.0,))
+    many = expand(tmp_path, seeds=1, steps=12, weights=(0.0,))
     many[0].folder.mkdir(parents=True)
     (many[0].folder / "config.json").write_text('{"loss": {"scale": 1.0}}')
     together.run(many)

@@ -263,10 +263,10 @@ def test_trackers_may_change_when_a_run_goes_on(tmp_path):
     run_folder.claim(tmp_path, json.dumps(config(wandb=True, tensorboard=True, group="x")))
 
 
-def test_a_killed_run_goes_on_in_tensorboard(tmp_path):
+def test_a_killed_run_goes_on_in_tensorboard(tmp_path, cache):
     words = [*SMALL, f"--workdir={tmp_path / 'run'}", "--config.tensorboard=True"]
-    interrupt(start(*words, cache=tmp_path / "cache"), step=24)
-    run(*words, cache=tmp_path / "cache")
+    interrupt(start(*words, cache=cache), step=24)
+    run(*words, cache=cache)
     found = shown(tmp_path / "run" / "tensorboard")
     written = {
         (line["step"], name): value

@@ -56,7 +56,9 @@ def test_embeddings_stand_in_the_order_of_the_data(run):
         batch = {k: np.stack([r[k] for r in records]) for k in records[0]}
         images = data.to_images(batch)
         alone = run.steps.embed(run.state, jax.device_put(images))
-        np.testing.assert_allclose(embeddings[chosen], np.asarray(alone), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            embeddings[chosen], np.asarray(alone["embedding"]), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_what_is_no_finished_run_is_named(folder, tmp_path):

@@ -1,9 +1,11 @@
-"""python -m marginface.clean RUN [--max_angle 75] [--no_relabel] [--out RUN/cleaned.csv].
+"""marginface clean RUN [--max_angle 75] [--no_relabel] [--out RUN/cleaned.csv]
 
 Finds wrong labels with the network of a run of sub-center ArcFace that is complete. Then train with
 one prototype for each class on what it keeps:
 
-    python -m marginface.main --config experiments/arcface.py --config.data.cleaned=RUN/cleaned.csv
+    marginface train --config experiments/arcface.py --config.data.cleaned=RUN/cleaned.csv
+
+Also `python -m marginface.clean`. Exit codes: 0 done; 2 a mistake in the options or the run folder.
 
 Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces, 2020,
 section 3.3. The paper leaves images out; --no_relabel does that and no more.
@@ -28,10 +30,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: an option or a run folder that does not fit; one line that says which.
     """
-    parser = Parser(
-        "python -m marginface.clean",
-        "Finds wrong labels with a complete run of sub-center ArcFace.",
-    )
+    parser = Parser("marginface clean", __doc__)
     add = parser.add_argument
     add("run", type=pathlib.Path, metavar="RUN", help="the run's folder")
     add("--max_angle", type=float, default=75.0, help="degrees to the dominant sub-center")

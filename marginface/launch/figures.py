@@ -1,9 +1,9 @@
 """Pictures of what runs have left: metric along swept axes, heat maps, trade-offs, intervals.
 
-    python -m launch.figures runs/sweep --out figures --baseline arcface
-    python -m launch.figures experiments/results/losses.csv --out docs/figures --only forest pareto
+    marginface figures runs/sweep --out figures --baseline arcface
+    marginface figures experiments/results/losses.csv --out docs/figures --only forest pareto
 
-RUNS are what `python -m launch.results` takes: run folders, folders that hold some, or its CSVs.
+RUNS are what `marginface results` takes: run folders, folders that hold some, or its CSVs.
 Whatever there is data for is drawn; each line of output is a picture and how to read it, which also
 stands at its foot. Only runs that are done count, the others are counted in the caption.
 
@@ -14,6 +14,10 @@ stands at its foot. Only runs that are done count, the others are counted in the
     parallel   a curve for each setting through three swept axes or more
     pareto     the metric beside the mean Sep of the prototypes, with the Pareto front
     speed      the metric beside the training images per second
+
+In a clone also `python -m launch.figures`.
+
+Exit codes: 0 done; 2 a mistake in the options or the input, or there is nothing to draw.
 """
 
 import math
@@ -530,7 +534,8 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: an option, a path or a file that does not fit, or nothing to draw.
     """
-    parser = Parser(prog="python -m launch.figures", description=__doc__)
+    usage = "marginface figures RUNS ... --out FOLDER [options]"
+    parser = Parser("marginface figures", __doc__, usage=usage)
     add = parser.add_argument
     add("runs", type=pathlib.Path, nargs="+", metavar="RUNS", help="folders or CSVs")
     add("--out", type=pathlib.Path, required=True, metavar="FOLDER", help="for the pictures")

@@ -1,12 +1,15 @@
 """What runs have left, in one CSV and one table: means over seeds, intervals, fair comparisons.
 
-    python -m launch.results runs/sweep --name losses --baseline softmax --update README.md
-    python -m launch.results experiments/results/losses.csv --format latex --cited
+    marginface results runs/sweep --name losses --baseline softmax --update README.md
+    marginface results experiments/results/losses.csv --format latex --cited
 
 RUNS are run folders, folders that hold some (sweeps, too), or CSVs that this command wrote. --name
 or --out writes the CSV, one row a run. The table has one row for each experiment, variant and set
 of overrides; below it stand commits, devices and versions, and by name each run that did not end
-well. In a page it stands between <!-- NAME --> and <!-- end NAME -->.
+well. In a page it stands between <!-- NAME --> and <!-- end NAME -->. In a
+clone also `python -m launch.results`.
+
+Exit codes: 0 done; 2 a mistake in the options or the input.
 """
 
 import argparse
@@ -17,7 +20,9 @@ import sys
 from collections.abc import Sequence
 
 from marginface import command
+from marginface import config as configs
 from marginface.command import Parser
+from marginface.launch import typed
 from marginface.report.study import tables
 from marginface.report.study.comparison import cited, compare, problems
 from marginface.report.study.rows import Row, gather, is_table, merge, read_csv, settings, to_csv
@@ -25,7 +30,7 @@ from marginface.runs.files import write_atomically
 
 __all__ = ["Row", "gather", "read_csv", "settings", "stale", "update"]
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = configs.CLONE or pathlib.Path()
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -53,7 +58,7 @@ def stale(page: pathlib.Path, results: pathlib.Path = RESULTS) -> list[str]:
         if f"<!-- {path.stem} -->" not in text or not is_table(path):
             continue
         old = _split(page, path.stem)[1]
-        made_by = re.match(r"\n<!-- python -m launch\.results (.+) -->\n", old)
+        made_by = re.match(r"\n<!-- (?:python -m launch\.|marginface )results (.+) -->\n", old)
         if not made_by:
             found.append(path.stem)
             continue
@@ -80,21 +85,20 @@ def _for_page(options: argparse.Namespace, path: pathlib.Path, rows: Sequence[Ro
     words += ["--baseline", options.baseline] if options.baseline else []
     words += ["--format", options.format] if options.format != "markdown" else []
     words += ["--cited"] * options.cited + ["--update", _shown(options.update)]
-    command = f"python -m launch.results {shlex.join(words)}"
-    return f"\n<!-- {command} -->\n{_tables(options, rows)}"
+    return f"\n<!-- {typed('results')} {shlex.join(words)} -->\n{_tables(options, rows)}"
 
 
 def _shown(path: pathlib.Path) -> str:
-    """The path from the repository's root, where it lies in it."""
-    inside = path.resolve().is_relative_to(ROOT)
-    return path.resolve().relative_to(ROOT).as_posix() if inside else path.as_posix()
+    """The path from the clone's root, or the working directory, where it lies in it."""
+    inside = path.resolve().is_relative_to(ROOT.resolve())
+    return path.resolve().relative_to(ROOT.resolve()).as_posix() if inside else path.as_posix()
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m launch.results", __doc__)
+    parser = Parser("marginface results", __doc__, usage="marginface results RUNS ... [options]")
     add = parser.add_argument
     add("runs", type=pathlib.Path, nargs="+", metavar="RUNS", help="folders or CSVs")
     add("--name", help="of the table: its CSV is experiments/results/NAME.csv")

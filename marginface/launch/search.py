@@ -1,4 +1,4 @@
-"""python -m launch.search --config experiments/arcface.py experiments/cosface.py --trials 20
+"""marginface search --config experiments/arcface.py experiments/cosface.py --trials 20
 
 Tunes each experiment over the ranges of its search(space) with the same budget: as many trials by
 the same sampler from the same seed, none cut short, each the plain command, validated on the same
@@ -10,6 +10,8 @@ set, once. The same command again goes on where it was stopped, with the same tr
     ROOT/<experiment>/search/trial=007/         a run folder
     ROOT/<experiment>/search/best=007,seed=0/   the best setting on the full training set
 
+In a clone also `python -m launch.search`.
+
 Exit codes: 0 all done; 2 config or input error; 75 stopped, run the same command again.
 
 Musgrave, Belongie and Lim, A Metric Learning Reality Check, 2020, sections 2.3 and 3.3: losses
@@ -17,7 +19,6 @@ compared without a validation set, or with one of them tuned more, owe their ran
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import shlex
@@ -31,6 +32,7 @@ from marginface import command, lookup, runtime
 from marginface import config as configs
 from marginface.command import Parser
 from marginface.config import Config
+from marginface.launch import engines
 from marginface.launch.sweep import check_folders
 from marginface.launch.units import Unit
 from marginface.report.run import meanings
@@ -39,12 +41,12 @@ from marginface.runs import plan
 from marginface.runs.files import write_atomically
 
 SEARCH = "search.json"
-BACKENDS = {"local": "local", "vmap": "together"}  # their units have ended when they return
+BACKENDS = [name for name, backend in engines.BACKENDS.items() if backend.waits]
 _ENDED = ("done", "diverged")
 _DIGITS = 4  # of a value tried: it is typed and read
 _ACCURACY = meanings.of("accuracy")
 
-Runner = Callable[[Sequence[Unit]], None]
+Runner = Callable[[Sequence[Unit]], object]
 Values = dict[str, Any]
 
 
@@ -449,7 +451,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     Raises:
         ValueError: an option that does not exist, lacks its value or is out of range.
     """
-    parser = Parser("python -m launch.search", __doc__)
+    parser = Parser(
+        "marginface search",
+        f"{__doc__}\nBackends:\n\n{engines.listed(BACKENDS)}",
+        usage="marginface search --config FILE[:VARIANT] ... [--config.KEY=VALUE ...] [options]",
+    )
     add = parser.add_argument
     add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="experiments")
     add("--trials", type=int, default=20, help="of each experiment")
@@ -458,11 +464,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--batch", type=int, default=1, help="trials proposed at a time, to run side by side")
     add("--sampler_seed", type=int, default=0, help="of the sampler of all experiments")
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs"), help="where the folders go")
-    add("--backend", default="local", choices=BACKENDS)
     add("--dry_run", action="store_true", help="print ranges and first commands, and stop")
-    for name, module in BACKENDS.items():
-        group = parser.add_argument_group(f"--backend {name}")
-        importlib.import_module(f"marginface.launch.engines.{module}").add_arguments(group)
+    engines.add_arguments(parser, argv, BACKENDS)
     options, changes = parser.parse_with_changes(argv)
     for name, least in {"trials": 1, "seeds": 0, "held_out": 4, "batch": 1}.items():
         if (given := getattr(options, name)) < least:
@@ -482,12 +485,12 @@ def run(argv: Sequence[str]) -> None:
         _print_plan(searches, options)
         return
     _optuna()
-    backend = importlib.import_module(f"marginface.launch.engines.{BACKENDS[options.backend]}")
+    engine = engines.load(options.backend)
     search(
         searches,
         trials=options.trials,
         seeds=options.seeds,
-        run=lambda units: backend.submit(units, options),
+        run=lambda units: engine.submit(units, options),
     )
     print(table(searches), flush=True)
 

@@ -1,20 +1,14 @@
-"""python -m launch.sweep --config experiments/arcface_regular.py[:variant] --backend local
+"""marginface sweep --config experiments/arcface_regular.py:data=small --backend vmap --seeds 3
 
 Expands the experiment's sweep(add), checks every key before anything starts, and runs all units.
-The same command again skips what is done and continues what is not. Backends:
-
-    local   processes of this machine, --jobs of them at a time
-    vmap    one process: units that differ in numbers only train together in one compiled program
-    slurm   a job array
-    tpu     cloud TPUs or GPUs, through SkyPilot or plain gcloud scripts
-    k8s     Kubernetes, through xpk
+The same command again skips what is done and continues what is not. In a clone also `python -m
+launch.sweep`.
 
 Exit codes: 0 all units done; 1 some failed or diverged (named at the end); 2 config or input error;
 75 stopped by Ctrl-C or SIGTERM, run the same command again.
 """
 
 import argparse
-import importlib
 import pathlib
 import shlex
 from collections import Counter
@@ -23,18 +17,13 @@ from collections.abc import Sequence
 from marginface import command, runtime
 from marginface import config as configs
 from marginface.command import Parser
+from marginface.launch import engines, typed
 from marginface.launch import units as sweeps
+from marginface.launch.engines import BACKENDS, Engine, Remote
 from marginface.launch.units import Unit
 from marginface.runs import folder as run_folder
 from marginface.runs import plan
 
-BACKENDS = {
-    "local": "local",
-    "vmap": "together",
-    "slurm": "slurm",
-    "tpu": "cloud",
-    "k8s": "kubernetes",
-}
 SOME_FAILED = 1
 
 
@@ -44,19 +33,20 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     Raises:
         ValueError: an option that does not exist or lacks its value.
     """
-    parser = Parser("python -m launch.sweep", __doc__)
+    parser = Parser(
+        "marginface sweep",
+        f"{__doc__}\nBackends:\n\n{engines.listed(BACKENDS)}",
+        usage="marginface sweep --config FILE[:VARIANT] ... [--config.KEY=VALUE ...] [options]",
+    )
     add = parser.add_argument
     add("--config", nargs="+", required=True, metavar="FILE[:VARIANT]", help="or a folder of them")
     add("--variant", default="", help="stands behind each file that has none of its own")
-    add("--backend", default="local", choices=BACKENDS)
     add("--seeds", type=int, default=1, help="each point of the grid runs with seeds 0 to N - 1")
     add("--no_grid", action="store_true", help="each experiment as it stands, without its sweep")
     add("--filter", nargs="+", default=[], metavar="KEY=VALUE[,VALUE]", help="only these units")
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs"), help="where the folders go")
     add("--dry_run", action="store_true", help="print what would run or be sent, and stop")
-    for name in dict.fromkeys(BACKENDS.values()):
-        module = importlib.import_module(f"marginface.launch.engines.{name}")
-        module.add_arguments(parser.add_argument_group(f"--backend {_backend_of(name)}"))
+    engines.add_arguments(parser, argv, BACKENDS)
     return parser.parse_with_changes(argv)
 
 
@@ -85,12 +75,12 @@ def run(argv: Sequence[str]) -> int:
     states = {unit.folder: run_folder.state(unit.folder) for unit in units}
     todo = [u for u in units if states[u.folder].kind not in ("done", "diverged")]
     print(f"{len(units)} units, {len(units) - len(todo)} of them ended before", flush=True)
-    backend = importlib.import_module(f"marginface.launch.engines.{BACKENDS[options.backend]}")
+    engine = engines.load(options.backend)
     if options.dry_run:
-        _print_rendered(todo, backend, options)
+        _print_rendered(todo, engine, options)
         return 0
     plan.record(units)
-    ended_here = backend.submit(todo, options) if todo else True
+    ended_here = engine.submit(todo, options) if todo else True
     return _conclude(units) if ended_here else 0
 
 
@@ -103,11 +93,13 @@ def experiments(words: Sequence[str], variant: str = "") -> list[str]:
     found = []
     for word in words:
         folder = pathlib.Path(word)
-        if folder.is_dir():
-            files = [f for f in sorted(folder.glob("*.py")) if "def get_config" in f.read_text()]
-            if not files:
+        packaged = folder == pathlib.Path("experiments") and not folder.exists()
+        if folder.is_dir() or packaged:
+            files = sorted((configs.PACKAGED if packaged else folder).glob("*.py"))
+            names = [f.name for f in files if "def get_config" in f.read_text(encoding="utf-8")]
+            if not names:
                 raise ValueError(f"--config {word}: no file in it has a get_config")
-            found += map(str, files)
+            found += [str(folder / name) for name in names]
         else:
             found.append(word)
     return [f"{w}:{variant}" if variant and w.endswith(".py") else w for w in found]
@@ -142,21 +134,17 @@ def _conclude(units: Sequence[Unit]) -> int:
             bad += 1
             why = f": {state.why}" if state.why else ""
             print(f"{state.kind}: {unit.folder}{why}", flush=True)
-    print(f"table: python -m launch.results {units[0].folder.parents[1]}", flush=True)
+    print(f"table: {typed('results')} {units[0].folder.parents[1]}", flush=True)
     return SOME_FAILED if bad else 0
 
 
-def _print_rendered(units: Sequence[Unit], backend, options: argparse.Namespace) -> None:
-    if hasattr(backend, "render"):
-        for name, text in backend.render(units, options).items():
+def _print_rendered(units: Sequence[Unit], engine: Engine, options: argparse.Namespace) -> None:
+    if isinstance(engine, Remote):
+        for name, text in engine.render(units, options).items():
             print(f"# ---- {name}\n{text}", flush=True)
     else:
         for unit in units:
             print(shlex.join(unit.command()), flush=True)
-
-
-def _backend_of(module: str) -> str:
-    return next(name for name, value in BACKENDS.items() if value == module)
 
 
 def main() -> None:

@@ -1,7 +1,12 @@
 """Pictures of more than one run.
 
-python -m marginface.report losses [--out docs/figures] [--only NAME ...] [--seed 0]
-python -m marginface.report separability RUN RUN ... [--out separability.png]
+    marginface report losses [--out docs/figures] [--only NAME ...] [--seed 0]
+    marginface report separability RUN RUN ... [--out separability.png]
+
+The first draws each loss and trains what docs/losses.md shows; the second draws Sep_i of several
+runs. Also `python -m marginface.report`.
+
+Exit codes: 0 done; 2 a mistake in the options or the input.
 """
 
 import pathlib
@@ -24,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     from marginface.evaluators import pictures
     from marginface.report import loss_pictures as losses
 
-    parser = Parser("python -m marginface.report")
+    parser = Parser("marginface report", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("losses", help="the pictures of docs/losses.md").add_argument
     add("--out", type=pathlib.Path, default="docs/figures", help="folder for the pictures")

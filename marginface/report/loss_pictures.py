@@ -4,7 +4,6 @@ Nothing is drawn by hand. Curves and boundaries are measured on the objective th
 trains, with one example between two classes; the embeddings are trained by it.
 """
 
-import importlib
 import io
 import math
 import os
@@ -23,6 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from marginface import build, sharding
+from marginface import config as configs
 from marginface.losses import regularizers
 from marginface.losses.class_softmax import all_classes
 from marginface.style import BLUE, GREEN, GREY, STYLE, VERMILION
@@ -90,7 +90,7 @@ class Embedded(NamedTuple):
 
 def config_of(name: str, variant: str) -> Any:
     """The config that experiments/<name>.py makes of a variant."""
-    return importlib.import_module(f"experiments.{name}").get_config(variant)
+    return configs.load(f"experiments/{name}.py:{variant}").unlock()
 
 
 def render(*, samples: int = 40) -> Faces:

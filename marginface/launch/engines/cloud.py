@@ -226,8 +226,10 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
         whether the units have ended and their folders are here.
 
     Raises:
-        ValueError: as render; or the engine's command is not there or refuses a job.
+        ValueError: as render; this folder is no clone; or the engine's command is not there or
+            refuses a job.
     """
+    require_code()
     program = {"sky": "sky", "gcloud": "gcloud"}[options.tpu_engine]
     files = write(units, render(units, options), program)
     if options.tpu_engine == "gcloud":
@@ -290,6 +292,12 @@ def require(option: str, value: str | None, pattern: str, example: str) -> None:
     if not re.fullmatch(pattern, value or ""):
         what = f"{option} {value!r} is no such name" if value else f"{option} is missing"
         raise ValueError(f"{what}: write it like {example}")
+
+
+def require_code() -> None:
+    """Raises a ValueError unless the working directory, which is sent, can be installed there."""
+    if not pathlib.Path("pyproject.toml").is_file():
+        raise ValueError(f"{pathlib.Path.cwd()} is sent and installed: do this in a clone")
 
 
 def write(units: Sequence[Unit], files: dict[str, str], program: str) -> list[pathlib.Path]:

@@ -53,8 +53,11 @@ def submit(units: Sequence[Unit], options: argparse.Namespace) -> bool:
     """Creates the workloads; False, as they only begin.
 
     Raises:
-        ValueError: as render; or xpk is not there or refuses one.
+        ValueError: as render; this folder is no clone and there is no image; or xpk is not there
+            or refuses one.
     """
+    if not options.k8s_image:
+        cloud.require_code()
     refused = []
     for file in cloud.write(units, render(units, options), "xpk"):
         try:

@@ -62,13 +62,11 @@ def report(
         untrained={k: v for k, v in untrained.items() if k in results},
     )
     write_summary(workdir, summary)
-    pictures = plots.draw(workdir, records)
     for evaluator in evaluators:
         if hasattr(evaluator, "arrays"):
             for name, array in evaluator.arrays().items():
                 np.save(workdir / f"{name}.npy", array)
-        if hasattr(evaluator, "pictures"):
-            pictures += evaluator.pictures(workdir / run_folder.PLOTS)
+    pictures = plots.draw(workdir, records, evaluators)
     config = json.loads(config_json)
     write_page(
         workdir, summary, title=workdir.name, command=command, config=config, pictures=pictures

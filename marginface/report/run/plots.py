@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from marginface.style import STYLE, WIDTH, cycle, save
 Records = Sequence[Mapping[str, Any]]
 
 
-def draw(workdir: pathlib.Path, records: Records) -> list[Picture]:
-    """Draws into <workdir>/plots what the lines of metrics.jsonl hold; evaluators draw their own.
+def draw(workdir: pathlib.Path, records: Records, evaluators: Iterable[Any] = ()) -> list[Picture]:
+    """Draws into <workdir>/plots whatever there is data for.
 
     Args:
         workdir: the run folder.
         records: the lines of metrics.jsonl.
+        evaluators: those that have run; each draws its own, if it has any.
     """
     folder = workdir / run_folder.PLOTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,9 @@ def draw(workdir: pathlib.Path, records: Records) -> list[Picture]:
         if any(len(_spread(records, name)) for _, names in _panels(records) for name in names):
             caption += "; bars: ± the standard error, of mean Sep the standard deviation"
         pictures.append(Picture(folder / "learning.png", f"{caption}."))
+    for evaluator in evaluators:
+        if hasattr(evaluator, "pictures"):
+            pictures += evaluator.pictures(folder)
     return pictures
 
 
