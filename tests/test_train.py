@@ -93,7 +93,6 @@ def test_a_killed_run_equals_one_left_alone(times, whole, tmp_path, cache):
     assert all(key.startswith("time/") for key in differing), differing
 
 
-@pytest.mark.smoke
 def test_sigterm_saves_exits_75_and_the_same_command_goes_on(whole, tmp_path, cache):
     workdir = tmp_path / "preempted"
     process = start(*SMALL, f"--workdir={workdir}", cache=cache)
