@@ -35,8 +35,7 @@ def history(folder):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-def test_a_run_of_20_steps_that_is_stopped_goes_on_bit_for_bit(tmp_path):
-    cache = tmp_path / "cache"
+def test_a_run_of_20_steps_that_is_stopped_goes_on_bit_for_bit(tmp_path, cache):
     commands.run(*SMALL, f"--workdir={tmp_path / 'whole'}", cache=cache)
     expected = history(tmp_path / "whole")
     assert [line["step"] for line in expected] == [*range(21), 20]

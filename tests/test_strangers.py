@@ -83,7 +83,7 @@ TASKS = {
             ('    "identity": identity,', '    "tapered": tapered,\n'),
         ],
         "experiments/tapered.py": MARGIN_EXPERIMENT,
-        "tests/test_margins.py": [("CASES_AT_START", f"{MARGIN_TEST}\n")],
+        "tests/losses/test_margins.py": [("CASES_AT_START", f"{MARGIN_TEST}\n")],
     },
     "class loss with state": {
         "marginface/losses/class_losses.py": [
@@ -94,7 +94,7 @@ TASKS = {
             ),
         ],
         "experiments/growing.py": STATE_EXPERIMENT,
-        "tests/test_class_losses.py": [],
+        "tests/losses/test_class_losses.py": [],
     },
     "reader": {
         "marginface/data/readers/few.py": READER,
@@ -108,19 +108,19 @@ TASKS = {
             ),
             ('    "synthetic": Preset(', '    "few": Preset(few),\n'),
         ],
-        "tests/test_synthetic.py": [],
+        "tests/data/test_synthetic.py": [],
     },
     "evaluator with a picture": {
         "marginface/evaluators/in_use.py": EVALUATOR,
         "marginface/report/run/meanings.py": [],
-        "tests/test_evals.py": [],
+        "tests/evaluators/test_evals.py": [],
     },
     "optimizer": {
         "marginface/training/optim.py": [
             ("# (numbers of config.optimizer", RMSPROP),
             ('"sgd": sgd', '"rmsprop": rmsprop, '),
         ],
-        "tests/test_optim.py": [],
+        "tests/training/test_optim.py": [],
     },
     "engine": {
         "marginface/launch/engines/plain.py": ENGINE,
@@ -130,7 +130,7 @@ TASKS = {
                 '    "plain": Backend("plain", "one after the other", waits=True),\n',
             ),
         ],
-        "tests/test_engines.py": [],
+        "tests/launch/test_engines.py": [],
     },
 }
 
@@ -215,5 +215,5 @@ def test_what_was_added_is_swept_by_the_engine_that_was_added(copy):
 @pytest.mark.exhaustive
 def test_the_row_of_the_margin_is_tested_in_the_copy(copy):
     options = ("-q", "-n", "0", "-p", "no:cacheprovider", "-k", "tapered", "--rootdir", ".")
-    out = run(copy, "pytest", *options, "tests/test_margins.py")
+    out = run(copy, "pytest", *options, "tests/losses/test_margins.py")
     assert re.search(r"[1-9]\d* passed", out)

@@ -176,6 +176,7 @@ class Search:
         self.experiment, self.budget = experiment, budget
         self._common = configs.from_text(config, changes or {})
         configs.override(config, self._common)
+        configs.check(config)
         space = Space(config)
         try:
             module.search(space, variant or None)
@@ -311,6 +312,7 @@ class Search:
         overrides = self._common | values | {"data.held_out": held_out, "seed": seed}
         config = configs.load(self.experiment)
         configs.override(config, overrides)
+        configs.check(config)
         return Unit(name, self.experiment, overrides, config, self.folder / name)
 
 

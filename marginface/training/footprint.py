@@ -5,7 +5,7 @@ from the operation that makes it to the last one that reads it. What XLA fuses t
 result of an elementwise operation counts only where a product, convolution or loop reads it, else
 what it was made of is kept in its place. XLA does not fuse and order all that well, and libraries
 want scratch memory: _SPARE stands for it. On CPU the sum is within a factor of two of what XLA says
-once it has compiled (tests/test_footprint.py), but for model.kw.remat, which that backend undoes.
+once it has compiled (test_footprint.py), but for model.kw.remat, which that backend undoes.
 """
 
 import math

@@ -12,7 +12,7 @@ import pytest
 from marginface.report import __main__ as command
 from marginface.report import loss_pictures as losses
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(
     p.stem for p in (ROOT / "experiments").glob("*.py") if p.stem not in ("__init__", "common")
 )

@@ -304,6 +304,7 @@ def test_a_folder_with_a_run_of_other_values_is_not_taken_for_the_trial(tmp_path
         (["--seeds", "-1"], "--seeds -1: give 0 or more"),
         (["--trial", "3"], "unknown argument '--trial'; did you mean '--trials'"),
         (["--config.loss.margin_kw.m=0.2"], "the search of .* sets it itself"),
+        (["--config.batch_size=0"], "config.batch_size=0: give 1 or more"),
         (["--config.seed=3"], "--config.seed: the search"),
         (["--config.batch_sise=3"], "did you mean 'batch_size'"),
         (["--backend", "cloud"], "invalid choice"),

@@ -14,7 +14,7 @@ from marginface.report.study import comparison, tables
 from marginface.report.study import rows as row_module
 from marginface.runs import plan
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

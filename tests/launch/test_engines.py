@@ -118,7 +118,7 @@ def test_what_is_sent_is_what_it_was(engine, two):
         if path.is_file()
     }
     assert files == golden, (
-        "if this is wanted: MARGINFACE_NEW_GOLDEN=1 pytest tests/test_engines.py"
+        "if this is wanted: MARGINFACE_NEW_GOLDEN=1 pytest tests/launch/test_engines.py"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from marginface.report.study import published
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENTS = {p.stem for p in (ROOT / "experiments").glob("*.py")} - {"__init__", "common"}
 
 ONE = """

@@ -18,8 +18,8 @@ from PIL import Image
 
 from marginface.runs import metrics
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT / "tests/slurm"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "tests/launch/slurm"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 STEPS, DISTURBED_AT = 60, 10
 

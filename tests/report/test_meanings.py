@@ -8,7 +8,7 @@ import pytest
 from marginface.launch import figures
 from marginface.report.run import meanings, page, plots
 
-PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "marginface"
+PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "marginface"
 
 
 def test_an_unknown_figure_has_sane_defaults(tmp_path):
