@@ -173,12 +173,14 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
 def _package_of(file: pathlib.Path) -> Callable[[], Any]:
     """A maker of contexts in which the package `experiments` is the one that a file belongs to.
 
-    It is the first with a common.py of the file's folder and the working directory's `experiments`,
-    or else what comes with this package.
+    It is the first with a common.py of the file's folder, unless that is a package of another name,
+    and the working directory's `experiments`; or else what comes with this package.
     """
-    places = (file.parent, pathlib.Path("experiments"))
-    folder = next((f.resolve() for f in places if (f / "common.py").is_file()), PACKAGED)
-    return functools.partial(_experiments, folder)
+    for folder in (file.parent.resolve(), pathlib.Path("experiments").resolve()):
+        another = folder.name != "experiments" and (folder / "__init__.py").exists()
+        if (folder / "common.py").is_file() and not another:
+            return functools.partial(_experiments, folder)
+    return functools.partial(_experiments, PACKAGED)
 
 
 _loaded: dict[pathlib.Path, dict[str, ModuleType]] = {}  # folder → its modules by name
