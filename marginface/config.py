@@ -173,12 +173,16 @@ def find_experiment(config_flag: str) -> tuple[ModuleType, str]:
 def _package_of(file: pathlib.Path) -> Callable[[], Any]:
     """A maker of contexts in which the package `experiments` is the one that a file belongs to.
 
-    It is the first with a common.py of the file's folder, unless that is a package of another name,
-    and the working directory's `experiments`; or else what comes with this package.
+    It is the first with a common.py of the file's folder and the working directory's `experiments`;
+    or else what comes with this package. The common.py of a package of another name counts if it
+    makes configs, as the one that comes with this package does.
     """
     for folder in (file.parent.resolve(), pathlib.Path("experiments").resolve()):
+        common = folder / "common.py"
+        if not common.is_file():
+            continue
         another = folder.name != "experiments" and (folder / "__init__.py").exists()
-        if (folder / "common.py").is_file() and not another:
+        if not another or "def base(" in common.read_text(encoding="utf-8"):
             return functools.partial(_experiments, folder)
     return functools.partial(_experiments, PACKAGED)
 
