@@ -152,7 +152,7 @@ def test_a_walk_over_a_sample_or_several_prototypes_a_class_is_cut_by_what_it_ho
 
 def test_the_config_knows_the_precisions_that_there_are():
     """Spelled twice, since configs are checked before JAX is imported."""
-    assert ("auto", *similarity.PRECISIONS) == configs._WORDS["precision"]
+    assert ("auto", *similarity.PRECISIONS) == configs._WORDS["loss.precision"]
 
 
 # ---- the config ----------------------------------------------------------------------------------
