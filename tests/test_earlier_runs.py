@@ -32,6 +32,13 @@ EXPERIMENTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def compiled_as_users_do(monkeypatch):
+    """Without the emitters of fusions, what else a program gives moves the last bit of a figure."""
+    as_users_do = commands.COMPILE_QUICKLY.replace("emitters=false", "emitters=true")
+    monkeypatch.setattr(commands, "COMPILE_QUICKLY", as_users_do)
+
+
 def flags(name):
     """The command's arguments but for the run folder; a grouped network has no depth of its own."""
     small = [f for f in SMALL if not (EXPERIMENTS[name] and f.startswith("--config.model.kw."))]
